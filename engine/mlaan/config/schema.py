@@ -1,0 +1,122 @@
+"""The config tree: one frozen dataclass per section, with every default that `mlaan train` alone uses."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlaan.config.choice import Choice, setting
+from mlaan.errors import UserError
+
+
+class DataConfig(Choice):
+    """The family of data sets; members live in `mlaan.data`."""
+
+
+class MethodConfig(Choice):
+    """The family of methods, each a list of local losses; members live in `mlaan.learning.methods`."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone."""
+
+    name: str = setting("resnet20", "backbone: resnet20/32/56/110 (CIFAR size) or resnet18/34/50 (ImageNet size)")
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    """Where the backbone is cut into local modules."""
+
+    modules: int = setting(4, "number K of local modules")
+    cuts: Literal["even", "flops", "bytes", "published"] | tuple[int, ...] = setting(
+        "even",
+        "even: equal block counts; flops or bytes: balanced by forward FLOPs or saved bytes; published: the paper's "
+        "own cut; or the first block of every module, such as [0, 3, 5]",
+    )
+
+    def __post_init__(self) -> None:
+        if self.modules < 1:
+            raise UserError(f"partition.modules = {self.modules} must be at least 1")
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What is kept between a module's forward and its backward."""
+
+    schedule: Literal["lean", "windowed", "full"] = setting(
+        "lean", "lean: fewest modules alive; full: all alive; windowed: memory.window of them"
+    )
+    window: int = setting(0, "live window of the windowed schedule: from the largest reach to the number of modules")
+    recompute: Literal["none", "once", "each"] = setting(
+        "none", "rebuild a module's activations from its input: never, once before its first backward, or for each"
+    )
+
+    def __post_init__(self) -> None:
+        if (self.schedule == "windowed") != (self.window > 0):
+            raise UserError(
+                f"memory.window = {self.window} does not fit memory.schedule = {self.schedule!r}: "
+                "set memory.window with the windowed schedule, and only there"
+            )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Stochastic gradient descent with momentum."""
+
+    learning_rate: float = setting(0.1, "learning rate after warm-up")
+    momentum: float = setting(0.9, "momentum, 0 to below 1")
+    nesterov: bool = setting(True, "Nesterov's form of momentum")
+    weight_decay: float = setting(1e-4, "L2 penalty on every weight")
+    schedule: Literal["cosine", "constant"] = setting("cosine", "cosine: per epoch down to 0; constant: no decay")
+    warmup_epochs: int = setting(0, "epochs of linear warm-up")
+
+    def __post_init__(self) -> None:
+        if self.learning_rate < 0:
+            raise UserError(f"optim.learning_rate = {self.learning_rate} must not be negative")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"optim.momentum = {self.momentum} must be from 0 to below 1")
+        if self.nesterov and self.momentum == 0:
+            raise UserError("optim.nesterov = true needs optim.momentum > 0: set optim.nesterov = false")
+        if self.weight_decay < 0:
+            raise UserError(f"optim.weight_decay = {self.weight_decay} must not be negative")
+        if self.warmup_epochs < 0:
+            raise UserError(f"optim.warmup_epochs = {self.warmup_epochs} must not be negative")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, where, and from which random start."""
+
+    epochs: int = setting(20, "passes over the training images")
+    seed: int = setting(0, "start of every random choice: weights, order of images, augmentation")
+    device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UserError(f"train.epochs = {self.epochs} must be at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run folder and what is written there."""
+
+    folder: str = setting("", "run folder; empty: runs/<data>-<model>-<method>-<time>")
+    checkpoint_minutes: float = setting(5.0, "minutes between checkpoints; one is also written after every epoch")
+    tensorboard: bool = setting(True, "write TensorBoard logs, where the package is installed")
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_minutes <= 0:
+            raise UserError(f"run.checkpoint_minutes = {self.checkpoint_minutes} must be above 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=lambda: DataConfig.make("digits"))
+    method: MethodConfig = field(default_factory=lambda: MethodConfig.make("mlaan"))
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)

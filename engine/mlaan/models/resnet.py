@@ -1,0 +1,83 @@
+"""Residual networks: the CIFAR family, and torchvision's own for ImageNet-size images."""
+
+from functools import partial
+
+import torchvision.models as tv
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from mlaan.models.backbone import Backbone
+
+
+class CifarResNet(nn.Module):
+    """ResNet of 6n + 2 layers for images of about 32 x 32 (He et al. 2016, section 4.2).
+
+    Three stages of n basic blocks, 16, 32 and 64 channels wide; a stage that halves the image begins with a 1x1
+    convolution and BatchNorm on its shortcut, as the codes of local learning do (0.467 M parameters for ResNet-32).
+
+    Args:
+        depth: 20, 32, 44, 56, 110 or any other 6n + 2.
+        num_classes: width of the classifier.
+        in_channels: channels of the images.
+    """
+
+    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth = {depth} is not 6n + 2")
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        for stage, (width_in, width) in enumerate([(16, 16), (16, 32), (32, 64)], start=1):
+            stride = 1 if stage == 1 else 2
+            shortcut = None
+            if stride != 1:
+                shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            blocks = [BasicBlock(width_in, width, stride, shortcut)]
+            blocks += [BasicBlock(width, width) for _ in range((depth - 2) // 6 - 1)]
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        h = self.relu(self.bn1(self.conv1(images)))
+        for stage in (1, 2, 3):
+            h = getattr(self, f"layer{stage}")(h)
+        return self.fc(self.avgpool(h).flatten(1))
+
+
+def resnet_backbone(net: CifarResNet | ResNet, name: str) -> Backbone:
+    """The stem, residual blocks and classifier of a CIFAR or torchvision ResNet, with its own state-dict names."""
+    stem = [net.conv1, net.bn1, net.relu]
+    if isinstance(net, ResNet):
+        stem.append(net.maxpool)
+    layers = [getattr(net, f"layer{stage}") for stage in range(1, 5 if isinstance(net, ResNet) else 4)]
+    return Backbone(
+        net,
+        nn.Sequential(*stem),
+        [block for layer in layers for block in layer],
+        nn.Sequential(net.avgpool, nn.Flatten(1), net.fc),
+        stages=[stage for stage, layer in enumerate(layers, start=1) for _ in layer],
+        name=name,
+    )
+
+
+def _cifar(depth: int, num_classes: int, in_channels: int) -> Backbone:
+    return resnet_backbone(CifarResNet(depth, num_classes, in_channels), f"resnet{depth}")
+
+
+def _imagenet(name: str, num_classes: int, in_channels: int) -> Backbone:
+    net = tv.get_model(name, weights=None, num_classes=num_classes)
+    if in_channels != 3:
+        net.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return resnet_backbone(net, name)
+
+
+BACKBONES = {f"resnet{depth}": partial(_cifar, depth) for depth in (20, 32, 56, 110)} | {
+    f"resnet{depth}": partial(_imagenet, f"resnet{depth}") for depth in (18, 34, 50)
+}
