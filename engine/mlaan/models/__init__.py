@@ -35,7 +35,7 @@ def as_backbone(model: Backbone | nn.Module) -> Backbone:
     if isinstance(model, Backbone):
         return model
     if isinstance(model, CifarResNet | ResNet):
-        return resnet_backbone(model, type(model).__name__)
+        return resnet_backbone(model)
     parts = [getattr(model, part, None) for part in ("stem", "blocks", "classifier")]
     if None in parts:
         raise UserError(

@@ -50,24 +50,29 @@ class CifarResNet(nn.Module):
         return self.fc(self.avgpool(h).flatten(1))
 
 
-def resnet_backbone(net: CifarResNet | ResNet, name: str) -> Backbone:
-    """The stem, residual blocks and classifier of a CIFAR or torchvision ResNet, with its own state-dict names."""
+def resnet_backbone(net: CifarResNet | ResNet) -> Backbone:
+    """The stem, residual blocks and classifier of a CIFAR or torchvision ResNet, with its own state-dict names.
+
+    Its name is resnet<layers>, counted, because the published cuts and leap tables go by it.
+    """
     stem = [net.conv1, net.bn1, net.relu]
     if isinstance(net, ResNet):
         stem.append(net.maxpool)
     layers = [getattr(net, f"layer{stage}") for stage in range(1, 5 if isinstance(net, ResNet) else 4)]
+    blocks = [block for layer in layers for block in layer]
+    layers_per_block = 2 if isinstance(blocks[0], BasicBlock) else 3
     return Backbone(
         net,
         nn.Sequential(*stem),
-        [block for layer in layers for block in layer],
+        blocks,
         nn.Sequential(net.avgpool, nn.Flatten(1), net.fc),
         stages=[stage for stage, layer in enumerate(layers, start=1) for _ in layer],
-        name=name,
+        name=f"resnet{layers_per_block * len(blocks) + 2}",
     )
 
 
 def _cifar(depth: int, num_classes: int, in_channels: int) -> Backbone:
-    return resnet_backbone(CifarResNet(depth, num_classes, in_channels), f"resnet{depth}")
+    return resnet_backbone(CifarResNet(depth, num_classes, in_channels))
 
 
 def _imagenet(name: str, num_classes: int, in_channels: int) -> Backbone:
@@ -75,7 +80,7 @@ def _imagenet(name: str, num_classes: int, in_channels: int) -> Backbone:
     if in_channels != 3:
         net.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-    return resnet_backbone(net, name)
+    return resnet_backbone(net)
 
 
 BACKBONES = {f"resnet{depth}": partial(_cifar, depth) for depth in (20, 32, 56, 110)} | {

@@ -1,0 +1,278 @@
+"""The engine: a backbone, a method and a memory policy in, exact training steps out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfig
+from mlaan.errors import UserError
+from mlaan.execute import AutogradModule, EagerExecutor, ModuleState
+from mlaan.learning import Method, cut
+from mlaan.models import Backbone, as_backbone
+from mlaan.optim.sgd import SGD
+from mlaan.plan import build_graph, head_homes, make_plan
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a training step saw; tensors on the device, so that reading them is the caller's choice.
+
+    Attributes:
+        losses: (L,) every local loss, unweighted, in the order of `Engine.loss_names`.
+        correct: (L,) int64, right top-1 answers of each head in this batch.
+        samples: images in the batch.
+    """
+
+    losses: Tensor
+    correct: Tensor
+    samples: int
+
+    @property
+    def accuracy(self) -> Tensor:
+        """(L,) top-1 accuracy of each head, 0 to 1."""
+        return self.correct / self.samples
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The exported backbone on held-out images: mean cross-entropy, top-1 accuracy (0 to 1), number of images."""
+
+    loss: float
+    top1: float
+    samples: int
+
+
+class Engine:
+    """Trains a network by supervised local learning.
+
+    Args:
+        model: a ResNet of this package or torchvision, a `Backbone`, or any module with `stem`, `blocks` and
+            `classifier`. It is trained in place, on the device where its weights are.
+        method: "mlaan", "dgl", "end_to_end", or a config object such as `MLAAN(preset="light", reach=3)`.
+        modules: number K of local modules.
+        input_shape: (C, H, W) of one image.
+        cuts: "even", "flops", "bytes", "published", or the first block of every module.
+        schedule, window, recompute: what is kept between forward and backward; see `MemoryConfig`.
+        learning_rate, momentum, nesterov, weight_decay: see `OptimConfig`. `engine.learning_rate` may be set
+            before any step.
+        options: fields of the named method's config, such as `reach=3`.
+
+    Raises:
+        UserError: settings that do not fit each other or the model; the message names the one to change.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Backbone,
+        method: str | MethodConfig = "mlaan",
+        modules: int = 4,
+        *,
+        input_shape: Sequence[int] = (3, 32, 32),
+        cuts: str | Sequence[int] = "even",
+        schedule: str = "lean",
+        window: int = 0,
+        recompute: str = "none",
+        learning_rate: float = 0.1,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        weight_decay: float = 1e-4,
+        **options: Any,
+    ) -> None:
+        if options and not isinstance(method, str):
+            raise UserError(f"{next(iter(options))!r} belongs into the method's own config: method={method!r}")
+        chosen = MethodConfig.make(method, **options) if isinstance(method, str) else method
+        # the sections check their own values
+        memory = MemoryConfig(cast(Any, schedule), window, cast(Any, recompute))
+        optim = OptimConfig(learning_rate, momentum, nesterov, weight_decay)
+        partition = PartitionConfig(modules, cast(Any, cuts if isinstance(cuts, str) else tuple(cuts)))
+        self._assemble(as_backbone(model), chosen, partition, memory, optim, tuple(input_shape))
+
+    @classmethod
+    def from_config(
+        cls,
+        backbone: Backbone,
+        method: MethodConfig,
+        partition: PartitionConfig,
+        memory: MemoryConfig,
+        optim: OptimConfig,
+        input_shape: Sequence[int],
+    ) -> "Engine":
+        """An engine out of config sections, as the command line makes it."""
+        engine = cls.__new__(cls)
+        engine._assemble(backbone, method, partition, memory, optim, tuple(input_shape))
+        return engine
+
+    def _assemble(
+        self,
+        backbone: Backbone,
+        method: MethodConfig,
+        partition: PartitionConfig,
+        memory: MemoryConfig,
+        optim: OptimConfig,
+        input_shape: tuple[int, ...],
+    ) -> None:
+        for section, choices in ((memory, {"schedule": _SCHEDULES, "recompute": _RECOMPUTE}),):
+            for key, allowed in choices.items():
+                if getattr(section, key) not in allowed:
+                    raise UserError(f"memory.{key} = {getattr(section, key)!r} must be one of {', '.join(allowed)}")
+        self.backbone, self.method, self.input_shape = backbone, method, input_shape
+        block_shapes = backbone.block_shapes(input_shape)
+        self.partition = cut(backbone, partition.modules, partition.cuts, input_shape)
+        modules = self.partition.modules(backbone)
+        example = next(backbone.net.parameters())
+        self.device = example.device
+        self.supervision = cast(Method, method).supervise(backbone, self.partition, block_shapes)
+        self.supervision.check(len(modules))
+        self.heads = nn.ModuleList(_extra_heads(self.supervision.losses, backbone))
+        self.heads.to(example)
+        for twin in self.supervision.twins:
+            twin.block.to(example)
+        graph = build_graph(len(modules), self.supervision, modules)
+        self.plan = make_plan(graph, memory.schedule, memory.window, memory.recompute)
+        self.loss_names = tuple(loss.name for loss in self.supervision.losses)
+        self.loss_modules = tuple(loss.module for loss in self.supervision.losses)
+        self.optimizer = SGD(self._groups(modules), self.supervision.twins, self._names(), optim)
+        self.executor = EagerExecutor(
+            self.plan,
+            self.supervision,
+            [AutogradModule(module) for module in modules],
+            [ModuleState(module, self._moves(i, module)) for i, module in enumerate(modules)],
+            self.optimizer.update,
+        )
+        self._train_mode()
+
+    def step(self, images: Tensor, labels: Tensor) -> StepResult:
+        """One training step: forward, all local losses, their gradients, and the update of twins and weights.
+
+        Args:
+            images: (N, C, H, W), floating point, anywhere.
+            labels: (N,) int64, each from 0 to classes - 1.
+
+        Raises:
+            UserError: images of another shape than the engine was made for, or other counts of labels.
+        """
+        return self._run(images, labels, update=True)
+
+    def gradients(self, images: Tensor, labels: Tensor) -> StepResult:
+        """The same step up to the update: gradients are added to `.grad`; weights and twins stay, statistics move."""
+        return self._run(images, labels, update=False)
+
+    def _run(self, images: Tensor, labels: Tensor, *, update: bool) -> StepResult:
+        if tuple(images.shape[1:]) != self.input_shape:
+            found, made = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.input_shape))
+            raise UserError(f"images of {found} (C x H x W) came to an engine made for {made}: set input_shape")
+        if labels.shape != images.shape[:1]:
+            raise UserError(f"labels of shape {tuple(labels.shape)} do not go with {images.shape[0]} images")
+        images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        losses, correct = self.executor.run(images, labels, update=update)
+        return StepResult(losses, correct, images.shape[0])
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+        """The backbone alone, in evaluation mode, on (images, labels) batches.
+
+        Raises:
+            UserError: no batch came.
+        """
+        loss = torch.zeros((), device=self.device, dtype=torch.float64)
+        correct = torch.zeros((), device=self.device, dtype=torch.int64)
+        samples = 0
+        self.backbone.net.eval()
+        try:
+            for images, labels in batches:
+                images, labels = images.to(self.device), labels.to(self.device)
+                logits = self.backbone.net(images)
+                loss += F.cross_entropy(logits, labels, reduction="sum")
+                correct += (logits.argmax(1) == labels).sum()
+                samples += images.shape[0]
+        finally:
+            self._train_mode()
+        if not samples:
+            raise UserError("batches is empty: there is nothing to evaluate on")
+        return Evaluation(loss.item() / samples, correct.item() / samples, samples)
+
+    @property
+    def learning_rate(self) -> float:
+        """Read at every step; set it for a schedule of your own."""
+        return self.optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.optimizer.learning_rate = value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a later step depends on: backbone, heads with twins, momenta, learning rate.
+
+        Tensors, numbers and strings only, so that it loads with `weights_only=True`. The values are the live
+        tensors: copy or save them before the next step.
+        """
+        return {
+            "made_for": self.signature(),
+            "backbone": self.backbone.net.state_dict(),
+            "heads": self.heads.state_dict(),
+            "momenta": self.optimizer.state_dict(),
+            "learning_rate": self.learning_rate,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`'s values.
+
+        Raises:
+            UserError: the state is of another model, partition or method; nothing has been changed then.
+        """
+        if state.get("made_for") != self.signature():
+            made, here = state.get("made_for"), self.signature()
+            raise UserError(f"this state was made for {made}, but the engine is for {here}: use the run's own config")
+        for part, module in (("backbone", self.backbone.net), ("heads", self.heads)):
+            own, given = module.state_dict(), state[part]
+            for key in [*own, *given]:
+                if key not in own or key not in given or own[key].shape != given[key].shape:
+                    raise UserError(f"{part}.{key} of the state does not fit {self.backbone.name}: another model's?")
+        self.backbone.net.load_state_dict(state["backbone"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["momenta"])
+        self.learning_rate = state["learning_rate"]
+
+    def signature(self) -> str:
+        """Model, cut and method in words: what a state must agree on."""
+        settings = ", ".join(f"{f.name}={getattr(self.method, f.name)!r}" for f in fields(cast(Any, self.method)))
+        cuts = list(self.partition.starts)
+        return f"{self.backbone.name} with {self.backbone.num_classes} classes cut at {cuts}, {self.method.name}({settings})"
+
+    def _train_mode(self) -> None:
+        self.backbone.net.train()
+        self.heads.train()
+
+    def _groups(self, modules: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
+        """For each module the weights its Update moves: its own, and those of the heads that end there."""
+        home = head_homes(self.supervision)
+        groups: list[dict[int, nn.Parameter]] = [{} for _ in modules]
+        for i, module in enumerate(modules):
+            heads = [loss.head for loss in self.supervision.losses if home[id(loss.head)] == i]
+            for part in (module, *heads):
+                groups[i].update({id(p): p for p in part.parameters() if p.requires_grad})
+        return [list(group.values()) for group in groups]
+
+    def _names(self) -> dict[nn.Parameter, str]:
+        parts = (("backbone", self.backbone.net), ("heads", self.heads))
+        return {p: f"{part}.{name}" for part, module in parts for name, p in module.named_parameters()}
+
+    def _moves(self, index: int, module: nn.Module) -> dict[nn.Module, int]:
+        if not self.supervision.statistics:
+            return {}
+        moves = dict.fromkeys(module.children(), self.supervision.statistics[index])
+        return moves | {self.backbone.stem: self.supervision.stem_statistics} if index == 0 else moves
+
+
+_SCHEDULES = ("lean", "windowed", "full")
+_RECOMPUTE = ("none", "once", "each")
+
+
+def _extra_heads(losses: Iterable[Any], backbone: Backbone) -> list[nn.Module]:
+    """Every head once, less the backbone's own classifier."""
+    heads = {id(loss.head): loss.head for loss in losses if loss.head is not backbone.classifier}
+    return list(heads.values())

@@ -1,0 +1,7 @@
+"""Execute: run a step plan."""
+
+from mlaan.execute.eager import EagerExecutor
+from mlaan.execute.module import AutogradModule, Cotangent, ModuleWork
+from mlaan.execute.statistics import ModuleState, RandomState
+
+__all__ = ["AutogradModule", "Cotangent", "EagerExecutor", "ModuleState", "ModuleWork", "RandomState"]

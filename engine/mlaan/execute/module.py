@@ -1,0 +1,119 @@
+"""One protocol for a module's work, first over autograd for any nn.Module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Cotangent:
+    """Gradient of some losses with respect to a module's output y.
+
+    Attributes:
+        dense: shaped like y, or None.
+        pooled: (N, C), the gradient with respect to the mean of y over its pixels, or None: what a pooling head
+            gives, never spread out by itself.
+    """
+
+    dense: Tensor | None = None
+    pooled: Tensor | None = None
+
+    def __add__(self, other: Cotangent) -> Cotangent:
+        return Cotangent(_add(self.dense, other.dense), _add(self.pooled, other.pooled))
+
+    def like(self, y: Tensor) -> Tensor:
+        """The whole cotangent in the shape of y (N, C, H, W)."""
+        if self.pooled is None:
+            assert self.dense is not None
+            return self.dense
+        spread = (self.pooled / (y.shape[2] * y.shape[3]))[:, :, None, None]
+        return spread.expand_as(y) if self.dense is None else self.dense + spread
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if b is None else b if a is None else a + b
+
+
+class ModuleWork(Protocol):
+    """The work of one local module; fused blocks implement the same."""
+
+    @property
+    def weights(self) -> Sequence[nn.Parameter]:
+        """The weights that `backward` gives gradients for, in order."""
+        ...
+
+    def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Any]:
+        """Run the module on x: (output, what the backward needs or None). No autograd graph leaves through either."""
+        ...
+
+    def backward(
+        self, saved: Any, cotangents: Sequence[Cotangent], need_input: Sequence[bool], need_weight: bool, keep: bool
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Carry cotangents through the module.
+
+        Args:
+            saved: as `forward` gave it.
+            cotangents: groups kept apart.
+            need_input: for each group, whether its cotangent at the input is wanted.
+            need_weight: whether the weight gradients for the sum of all groups are wanted.
+            keep: whether `saved` serves another pass after this one.
+
+        Returns:
+            For each group the cotangent at x, or None; for each weight its gradient, or None where it got none.
+        """
+        ...
+
+
+class AutogradModule:
+    """A module's work over torch.autograd.
+
+    Propagate does no weight work because native operators skip what is not asked for. Custom operators and compiled
+    modules would do it all the same.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.weights: list[nn.Parameter] = [p for p in module.parameters() if p.requires_grad]
+
+    def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """See ModuleWork. `saved` is the detached input and the output with its graph."""
+        x = x.detach()
+        with torch.set_grad_enabled(keep):
+            if keep and x.is_floating_point():
+                x.requires_grad_()
+            y = self.module(x)
+        return y.detach(), (x, y) if keep else None
+
+    def backward(
+        self,
+        saved: tuple[Tensor, Tensor],
+        cotangents: Sequence[Cotangent],
+        need_input: Sequence[bool],
+        need_weight: bool,
+        keep: bool,
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """See ModuleWork. One group that goes on and gives weight gradients is one ordinary backward."""
+        x, y = saved
+        one_pass = need_weight and len(cotangents) == 1 and need_input[0]
+        inputs: list[Tensor | None] = [None] * len(cotangents)
+        wanted = [i for i, need in enumerate(need_input) if need and not one_pass]
+        for place in wanted:
+            retain = keep or need_weight or place != wanted[-1]
+            inputs[place] = torch.autograd.grad(y, [x], cotangents[place].like(y), retain_graph=retain)[0]
+        if not need_weight:
+            return inputs, []
+        total = cotangents[0]
+        for cotangent in cotangents[1:]:
+            total = total + cotangent
+        targets = [*([x] if one_pass else []), *self.weights]
+        grads: list[Tensor | None] = [None] * len(targets)
+        if targets and y.requires_grad:
+            grads = list(torch.autograd.grad(y, targets, total.like(y), retain_graph=keep, allow_unused=True))
+        if one_pass:
+            inputs[0] = grads.pop(0)
+        return inputs, grads

@@ -1,0 +1,93 @@
+"""Supervision: the list of local losses that a method puts on a partition."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlaan.errors import UserError
+
+Criterion = Callable[[Any, Tensor, Tensor], Tensor]
+"""(the head's output, images (N, C, H, W), labels (N,)) -> a 0-dim loss, the mean over the batch."""
+
+
+def cross_entropy(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """Mean softmax cross-entropy of logits (N, classes) against labels (N,)."""
+    return F.cross_entropy(logits, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class LocalLoss:
+    """One local loss.
+
+    Attributes:
+        module: the local module it taps.
+        head: the auxiliary network between that module's output and the loss; its logits give the accuracy shown.
+        reach: how many modules back the gradient flows, the tapped one included; more than there are means all.
+        weight: factor of this loss in the total.
+        kind: its name in logs: "independent", "cascaded" or "classifier".
+        criterion: the loss function.
+    """
+
+    module: int
+    head: nn.Module
+    reach: int = 1
+    weight: float = 1.0
+    kind: str = "independent"
+    criterion: Criterion = cross_entropy
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}.{self.kind}"
+
+
+@dataclass(frozen=True, eq=False)
+class Twin:
+    """An exponential moving average of a block of the backbone: each step twin <- keep * twin + (1 - keep) * source.
+
+    Attributes:
+        block: holds the twin's parameters; they get no gradient.
+        source: the block of the backbone that it follows.
+        keep: share of the old value, 0 to 1.
+    """
+
+    block: nn.Module
+    source: nn.Module
+    keep: float
+
+
+@dataclass(frozen=True, eq=False)
+class Supervision:
+    """All local losses of a method, with what else it moves.
+
+    Attributes:
+        losses: ordered by module.
+        twins: the moving averages, each once however many losses use it.
+        statistics: how many times a step moves each module's running statistics, all with the same batch
+            statistics; empty: once each.
+        stem_statistics: the same for the stem inside module 0.
+    """
+
+    losses: tuple[LocalLoss, ...]
+    twins: tuple[Twin, ...] = ()
+    statistics: tuple[int, ...] = ()
+    stem_statistics: int = 1
+
+    def check(self, modules: int) -> None:
+        """Hold the supervision against a partition into `modules` modules.
+
+        Raises:
+            UserError: a reach below 1, a module that is not there, a weight that is no number, or no loss.
+        """
+        if not self.losses:
+            raise UserError("losses = () is empty: a supervision needs at least one local loss")
+        for loss in self.losses:
+            if loss.reach < 1:
+                raise UserError(f"reach = {loss.reach} of loss {loss.name} must be at least 1, the tapped module itself")
+            if not 0 <= loss.module < modules:
+                raise UserError(f"module = {loss.module} of loss {loss.name} must be from 0 to {modules - 1}")
+            if not math.isfinite(loss.weight):
+                raise UserError(f"weight = {loss.weight} of loss {loss.name} must be a finite number")
