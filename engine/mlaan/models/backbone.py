@@ -93,7 +93,8 @@ class Backbone:
         Raises:
             UserError: the images do not fit the network.
         """
-        h = torch.empty(2, *image_shape, device="meta")
+        dtype = next(self.net.parameters()).dtype
+        h = torch.empty(2, *image_shape, device="meta", dtype=dtype)
         shapes = []
         try:
             with torch.no_grad():
