@@ -15,6 +15,7 @@ from mlaan.learning import Method, cut
 from mlaan.models import Backbone, as_backbone
 from mlaan.optim.sgd import SGD
 from mlaan.plan import build_graph, head_homes, make_plan
+from mlaan.plan.report import Site, report
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,10 @@ class Engine:
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["momenta"])
         self.learning_rate = state["learning_rate"]
+
+    def describe(self, batch: int) -> dict[str, Any]:
+        """The step plan's figures for a batch, as plain data; `mlaan.plan.report.as_text` puts it in lines."""
+        return report(Site(self.backbone, self.partition, self.supervision, self.plan, self.input_shape, batch))
 
     def signature(self) -> str:
         """Model, cut and method in words: what a state must agree on."""

@@ -79,11 +79,11 @@ def make_pair(model: Callable[[], Any], modules: int, method: MLAAN, size: int, 
     return Pair(engine, _judge(engine, method, *parts), memo)
 
 
-def _judge(engine: Engine, method: MLAAN, modules: list[nn.Module], supervision: Any) -> TwoPath:
+def _judge(engine: Engine, method: MLAAN, modules: list[Any], supervision: Any) -> TwoPath:
     count = len(modules)
     imagenet = method.preset == "authors" and engine.backbone.blocks[-1].stage == 4
-    stem = modules[0][0] if imagenet else None
-    if imagenet:
+    stem = modules[0][0] if method.preset == "authors" else None
+    if stem is not None:
         modules[0] = modules[0][1:]
     independent: list[nn.Module | None] = [None] * count
     leaps: list[nn.Module | None] = [None] * count

@@ -104,7 +104,7 @@ def _block_costs(backbone: Backbone, image_shape: Sequence[int], what: str) -> l
     costs = []
     for i, part in enumerate([backbone.stem, *(block.module for block in backbone.blocks)]):
         cost = measure(part, shape)
-        value = cost.forward_flops if what == "flops" else cost.saved_bytes
+        value = cost.forward_flops if what == "flops" else cost.saved_bytes + cost.output_bytes
         if i <= 1:
             costs = [value + sum(costs)]
         else:

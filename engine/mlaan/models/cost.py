@@ -19,7 +19,9 @@ class ModuleCost:
         forward_flops: multiply and add counted as two.
         input_flops: the part of the backward that carries the cotangent to the module's input.
         weight_flops: a backward that gives all weight gradients and no gradient of the input.
-        saved_bytes: tensors that autograd keeps for the backward, each storage once, weights not counted.
+        backward_flops: an ordinary backward that gives both.
+        saved_bytes: tensors that autograd keeps for the backward, each storage once; neither weights nor the
+            module's own input and output are counted, because the neighbours hold these too.
         output_shape: with the batch dimension.
         output_bytes: size of the output.
         parameters: number of trainable weights.
@@ -28,6 +30,7 @@ class ModuleCost:
     forward_flops: int
     input_flops: int
     weight_flops: int
+    backward_flops: int
     saved_bytes: int
     output_shape: tuple[int, ...]
     output_bytes: int
@@ -43,9 +46,9 @@ def measure(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype = 
     module = on_meta(module).to(dtype)
     x = torch.empty(tuple(input_shape), device="meta", dtype=dtype, requires_grad=True)
     weights = [p for p in module.parameters() if p.requires_grad]
-    own = {_storage(t) for t in [*module.parameters(), *module.buffers()]}
+    own = {_storage(t) for t in [x, *module.parameters(), *module.buffers()]}
     saved: dict[int, int] = {}
-    keep_alive: list[Tensor] = []
+    keep_alive: list[Tensor] = []  # so that no storage's address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in own:
@@ -55,22 +58,41 @@ def measure(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype = 
 
     with FlopCounterMode(display=False) as forward, saved_tensors_hooks(pack, lambda t: t):
         y = module(x)
+    saved.pop(_storage(y), None)
     cotangent = torch.empty_like(y)
-    with FlopCounterMode(display=False) as to_input:
-        torch.autograd.grad(y, [x], cotangent, retain_graph=True, allow_unused=True)
-    to_weights = 0
-    if weights:
+
+    def flops(targets: list[Tensor]) -> int:
+        if not targets or not y.requires_grad:
+            return 0
         with FlopCounterMode(display=False) as counter:
-            torch.autograd.grad(y, weights, cotangent, allow_unused=True)
-        to_weights = counter.get_total_flops()
+            torch.autograd.grad(y, targets, cotangent, retain_graph=True, allow_unused=True)
+        return counter.get_total_flops()
+
     return ModuleCost(
         forward.get_total_flops(),
-        to_input.get_total_flops(),
-        to_weights,
+        flops([x]),
+        flops([*weights]),
+        flops([x, *weights]),
         sum(saved.values()),
         tuple(y.shape),
         y.numel() * y.element_size(),
         sum(p.numel() for p in weights),
+    )
+
+
+def chain(costs: Sequence[ModuleCost]) -> ModuleCost:
+    """Cost of modules run one after another, each on the output of the one before."""
+    trained = next((i for i, cost in enumerate(costs) if cost.parameters), len(costs))
+    first = sum(cost.weight_flops for cost in costs[trained : trained + 1])
+    return ModuleCost(
+        sum(cost.forward_flops for cost in costs),
+        sum(cost.input_flops for cost in costs),
+        first + sum(cost.backward_flops for cost in costs[trained + 1 :]),
+        sum(cost.backward_flops for cost in costs),
+        sum(cost.saved_bytes for cost in costs) + sum(cost.output_bytes for cost in costs[:-1]),
+        costs[-1].output_shape,
+        costs[-1].output_bytes,
+        sum(cost.parameters for cost in costs),
     )
 
 

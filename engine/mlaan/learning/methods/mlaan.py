@@ -73,9 +73,9 @@ class MLAAN(MethodConfig, name="mlaan"):
             losses.append(LocalLoss(k - 1, backbone.classifier, reach, self.cascaded_weight, "classifier"))
         else:
             losses.append(LocalLoss(k - 1, backbone.classifier, reach, 1.0, "classifier"))
+        # their stem runs once a step: both paths start from its output
         statistics = _passes(k, self.reach) if authors else ()
-        stem = 1 if imagenet or not authors else statistics[0]
-        return Supervision(tuple(losses), tuple(leaps.twins.values()), statistics, stem)
+        return Supervision(tuple(losses), tuple(leaps.twins.values()), statistics, stem_statistics=1)
 
     def _moves(self, module: int, modules: int, imagenet: bool) -> int:
         """How often a step moves the twins of a module's leap network."""

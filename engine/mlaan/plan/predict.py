@@ -1,0 +1,137 @@
+"""What a step plan will cost: floating-point operations, and activation memory over time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mlaan.learning import Partition, Supervision
+from mlaan.models import Backbone
+from mlaan.models.cost import ModuleCost, chain, measure
+from mlaan.plan.graph import Kind, Task
+from mlaan.plan.schedule import Step, StepPlan
+
+
+@dataclass(frozen=True)
+class PlanCosts:
+    """Costs of all parts on one batch: the local modules, and each loss's auxiliary network."""
+
+    modules: tuple[ModuleCost, ...]
+    heads: tuple[ModuleCost, ...]
+    input_bytes: int
+
+    def flops(self, plan: StepPlan, task: Task) -> int:
+        """Floating-point operations of a task, multiply and add counted as two."""
+        cost = self.modules[task.module]
+        match task.kind:
+            case Kind.FORWARD | Kind.REBUILD:
+                return cost.forward_flops
+            case Kind.HEAD:
+                return self.heads[task.index].forward_flops + self.heads[task.index].backward_flops
+            case Kind.PROPAGATE:
+                return cost.input_flops
+            case Kind.BACKWARD:
+                return cost.backward_flops if plan.graph.merged(task.module) else cost.weight_flops
+            case Kind.UPDATE:
+                return 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Attributes:
+    flops: of the whole step.
+    peak_bytes: saved activations, module outputs and cotangents at their most; weights, gradients and the
+        kernels' own workspace are not in it.
+    peak_task: the task that runs then.
+    """
+
+    flops: int
+    peak_bytes: int
+    peak_task: Task
+
+
+def measure_parts(backbone: Backbone, input_shape: Sequence[int], batch: int, dtype: torch.dtype) -> list[ModuleCost]:
+    """Costs of the stem and of every block for `batch` images of `input_shape` (C, H, W), on the meta device."""
+    shape: tuple[int, ...] = (batch, *input_shape)
+    parts = []
+    for part in (backbone.stem, *(block.module for block in backbone.blocks)):
+        parts.append(measure(part, shape, dtype))
+        shape = parts[-1].output_shape
+    return parts
+
+
+def combine(
+    parts: Sequence[ModuleCost], partition: Partition, supervision: Supervision, input_bytes: int, dtype: torch.dtype
+) -> PlanCosts:
+    """Costs of a partition's modules out of those of stem and blocks, and of the supervision's heads."""
+    stem, *blocks = parts
+    modules = [chain([*([stem] if a == 0 else []), *blocks[a:b]]) for a, b in partition.spans]
+    heads = [measure(loss.head, modules[loss.module].output_shape, dtype) for loss in supervision.losses]
+    return PlanCosts(tuple(modules), tuple(heads), input_bytes)
+
+
+def predict(plan: StepPlan, costs: PlanCosts) -> Prediction:
+    """Walk through the plan and add up what each task computes and what is alive while it runs."""
+    uses = _boundary_uses(plan)
+    saved: set[int] = set()
+    boundaries: set[int] = {-1}
+    cotangents: dict[tuple[int, int], int] = {}
+    peak, peak_task = 0, plan.steps[0].task
+    for place, step in enumerate(plan.steps):
+        task = step.task
+        if task.kind is Kind.FORWARD:
+            boundaries.add(task.module)
+        if step.keep or task.kind is Kind.REBUILD:
+            saved.add(task.module)
+        alive = sum(costs.modules[m].saved_bytes for m in saved) + sum(cotangents.values())
+        alive += sum(costs.modules[m].output_bytes if m >= 0 else costs.input_bytes for m in boundaries)
+        transient = _transient(plan, costs, task)
+        if alive + transient > peak:
+            peak, peak_task = alive + transient, task
+        _move_cotangents(plan, costs, task, cotangents)
+        saved -= set(step.drops)
+        boundaries = {m for m in boundaries if uses[m] > place}
+    return Prediction(sum(costs.flops(plan, step.task) for step in plan.steps), peak, peak_task)
+
+
+def _boundary_uses(plan: StepPlan) -> dict[int, int]:
+    """For every module's output (-1: the images) the place of the last step that it is alive in."""
+    last: dict[int, int] = {}
+    for place, step in enumerate(plan.steps):
+        for m in _touched(plan, step):
+            last[m] = place
+    return last
+
+
+def _touched(plan: StepPlan, step: Step) -> list[int]:
+    task = step.task
+    if task.kind is Kind.HEAD:
+        return [task.module, -1]
+    if task.kind is Kind.UPDATE:
+        return []
+    return [task.module - 1, task.module]
+
+
+def _transient(plan: StepPlan, costs: PlanCosts, task: Task) -> int:
+    """What only this task holds: a head's own activations, and the cotangent that comes out of it."""
+    if task.kind is Kind.HEAD:
+        return costs.heads[task.index].saved_bytes + costs.modules[task.module].output_bytes
+    if task.kind in (Kind.PROPAGATE, Kind.BACKWARD) and task.module:
+        goes_on = task.kind is Kind.PROPAGATE or plan.graph.merged(task.module)
+        return costs.modules[task.module - 1].output_bytes if goes_on else 0
+    return 0
+
+
+def _move_cotangents(plan: StepPlan, costs: PlanCosts, task: Task, alive: dict[tuple[int, int], int]) -> None:
+    module, groups = task.module, plan.graph.groups[task.module]
+    if task.kind is Kind.HEAD:
+        for left in groups:
+            if task.index in plan.graph.sources.get((module, left), ()):
+                alive[module, left] = costs.modules[module].output_bytes
+    elif task.kind is Kind.PROPAGATE:
+        alive[module - 1, task.index - 1] = costs.modules[module - 1].output_bytes
+    elif task.kind is Kind.BACKWARD:
+        for left in groups:
+            alive.pop((module, left), None)
+        if plan.graph.merged(module):
+            alive[module - 1, groups[0] - 1] = costs.modules[module - 1].output_bytes
