@@ -8,11 +8,11 @@ from mlaan.errors import UserError
 
 
 class DataConfig(Choice):
-    """The family of data sets; members live in `mlaan.data`."""
+    """The data set."""
 
 
 class MethodConfig(Choice):
-    """The family of methods, each a list of local losses; members live in `mlaan.learning.methods`."""
+    """The training method: a list of local losses, each with a reach."""
 
 
 @dataclass(frozen=True)
