@@ -116,10 +116,9 @@ class Engine:
         optim: OptimConfig,
         input_shape: tuple[int, ...],
     ) -> None:
-        for section, choices in ((memory, {"schedule": _SCHEDULES, "recompute": _RECOMPUTE}),):
-            for key, allowed in choices.items():
-                if getattr(section, key) not in allowed:
-                    raise UserError(f"memory.{key} = {getattr(section, key)!r} must be one of {', '.join(allowed)}")
+        for key, allowed in (("schedule", _SCHEDULES), ("recompute", _RECOMPUTE)):
+            if getattr(memory, key) not in allowed:
+                raise UserError(f"memory.{key} = {getattr(memory, key)!r} must be one of {', '.join(allowed)}")
         self.backbone, self.method, self.input_shape = backbone, method, input_shape
         block_shapes = backbone.block_shapes(input_shape)
         self.partition = cut(backbone, partition.modules, partition.cuts, input_shape)
@@ -245,8 +244,8 @@ class Engine:
     def signature(self) -> str:
         """Model, cut and method in words: what a state must agree on."""
         settings = ", ".join(f"{f.name}={getattr(self.method, f.name)!r}" for f in fields(cast(Any, self.method)))
-        cuts = list(self.partition.starts)
-        return f"{self.backbone.name} with {self.backbone.num_classes} classes cut at {cuts}, {self.method.name}({settings})"
+        net = f"{self.backbone.name} with {self.backbone.num_classes} classes cut at {list(self.partition.starts)}"
+        return f"{net}, {self.method.name}({settings})"
 
     def _train_mode(self) -> None:
         self.backbone.net.train()

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from exact.two_path import Leap, PooledLinear, TwoPath
-from exact.two_path import Twin as JudgeTwin
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from exact.two_path import Leap, PooledLinear, TwoPath
+from exact.two_path import Twin as JudgeTwin
 from mlaan import MLAAN, Backbone, Engine
 from mlaan.learning.leap import LeapNetwork
 from mlaan.models import CifarResNet
@@ -109,7 +109,7 @@ def _judge(engine: Engine, method: MLAAN, modules: list[Any], supervision: Any) 
 def _leap(head: nn.Module) -> nn.Module:
     if not isinstance(head, LeapNetwork):
         return PooledLinear(head.linear)
-    twins = [head.twins[str(t)] if str(t) in head.twins else None for t in range(len(head.blocks))]
+    twins = [dict(head.twins.items()).get(str(t)) for t in range(len(head.blocks))]
     for twin in filter(None, twins):
         twin.requires_grad_(False)
     return Leap(list(head.blocks), twins, PooledLinear(head.head.linear))
@@ -153,5 +153,7 @@ def state_gap(pair: Pair, size: int, steps: int) -> float:
     for images, labels in batches(steps, size):
         pair.engine.step(images, labels)
         pair.judge.step(images, labels)
-    tensors = [t for part in (pair.engine.backbone.net, pair.engine.heads) for t in part.state_dict(keep_vars=True).values()]
+    tensors = [
+        t for part in (pair.engine.backbone.net, pair.engine.heads) for t in part.state_dict(keep_vars=True).values()
+    ]
     return max(gap(t.detach(), pair.twin_of[id(t)].detach()) for t in tensors)

@@ -1,8 +1,8 @@
 """The engine's one forward gives what the two-path schedule gives: gradients, statistics, twins, weights."""
 
 import pytest
-from exact.compare import gradient_gap, make_pair, resnet32, state_gap, tiny_imagenet_style
 
+from exact.compare import gradient_gap, make_pair, resnet32, state_gap, tiny_imagenet_style
 from mlaan import MLAAN
 
 TOLERANCE = 1e-9
@@ -11,9 +11,7 @@ CASES = [
     for modules in (2, 4, 8, 15)
     for preset in ("paper", "authors")
 ] + [
-    pytest.param(
-        tiny_imagenet_style, modules, MLAAN(preset=preset, reach=3), 32, id=f"imagenet-K{modules}-r3-{preset}"
-    )
+    pytest.param(tiny_imagenet_style, modules, MLAAN(preset=preset, reach=3), 32, id=f"imagenet-K{modules}-r3-{preset}")
     for modules in (3, 5, 8)
     for preset in ("paper", "authors")
 ]

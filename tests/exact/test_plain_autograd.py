@@ -1,14 +1,15 @@
 """Any supervision on any backbone equals plain autograd: each loss on a graph of its own, detached at its reach."""
 
 import copy
+from itertools import pairwise
 
 import torch
-from exact.compare import gap
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from exact.compare import gap
 from mlaan import Backbone, LocalLoss, Supervision
 from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfig
 from mlaan.engine import Engine
@@ -56,7 +57,7 @@ def problems(draw):
     torch.manual_seed(draw(st.integers(0, 1000)))
     stem = nn.Conv2d(2, widths[0], 3, padding=1) if draw(st.booleans()) else nn.Sequential()
     widths[0] = widths[0] if isinstance(stem, nn.Conv2d) else 2
-    blocks = [kind(*pair, s) for kind, pair, s in zip(kinds, zip(widths, widths[1:], strict=False), strides, strict=True)]
+    blocks = [kind(*pair, s) for kind, pair, s in zip(kinds, pairwise(widths), strides, strict=True)]
     classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(widths[-1], CLASSES))
     backbone = Backbone(nn.Sequential(stem, *blocks, classifier).double(), stem, blocks, classifier)
     starts = (0, *sorted(draw(st.sets(st.integers(1, count - 1))) if count > 1 else []))

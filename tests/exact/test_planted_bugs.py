@@ -4,8 +4,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
-from exact.compare import gradient_gap, make_pair, state_gap, tiny_imagenet_style
 
+from exact.compare import gradient_gap, make_pair, state_gap, tiny_imagenet_style
 from mlaan import MLAAN
 from mlaan.execute import ModuleState, eager
 from mlaan.execute.statistics import RandomState
@@ -108,7 +108,10 @@ def test_weights_updated_before_a_twins_reader(monkeypatch):
     make_plan = schedule.make_plan
 
     def hasty(graph, *policy):
-        needs = {t: tuple(n for n in ns if n.kind.value != "Head") if t.kind.value == "Update" else ns for t, ns in graph.needs.items()}
+        needs = {
+            t: tuple(n for n in ns if n.kind.value != "Head") if t.kind.value == "Update" else ns
+            for t, ns in graph.needs.items()
+        }
         return make_plan(replace(graph, needs=needs), *policy)
 
     monkeypatch.setattr("mlaan.engine.make_plan", hasty)

@@ -50,7 +50,9 @@ def dropout_gradients(recompute: str, schedule: str = "lean", method=None) -> li
     return [p.grad for part in parts for p in part.parameters() if p.requires_grad and p.grad is not None]
 
 
-@pytest.mark.parametrize("method", [MLAAN(preset="light"), MLAAN(preset="light", reach=4), EndToEnd(), DGL(head="light")])
+@pytest.mark.parametrize(
+    "method", [MLAAN(preset="light"), MLAAN(preset="light", reach=4), EndToEnd(), DGL(head="light")]
+)
 @pytest.mark.parametrize("schedule", ["lean", "full"])
 @pytest.mark.parametrize("recompute", ["once", "each"])
 def test_gradients_and_state_are_those_without_it(recompute, schedule, method):

@@ -95,9 +95,7 @@ class Net:
             "weight_decay": DECAY,
             "twins": self.twins,
         } | settings
-        return kind(
-            modules, self.classifier, independent=self.independent, leaps=self.leaps, stem=stem, **chosen
-        )
+        return kind(modules, self.classifier, independent=self.independent, leaps=self.leaps, stem=stem, **chosen)
 
     def joined(self) -> list[nn.Module]:
         return [nn.Sequential(self.stem, self.modules[0]), *self.modules[1:]]

@@ -37,9 +37,7 @@ class Leap(nn.Module):
     Raises ValueError for more twins than blocks.
     """
 
-    def __init__(
-        self, blocks: Sequence[nn.Module], twins: Sequence[nn.Module | None], head: nn.Module
-    ) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], twins: Sequence[nn.Module | None], head: nn.Module) -> None:
         super().__init__()
         if len(twins) > len(blocks):
             raise ValueError(f"{len(twins)} twins for {len(blocks)} leap blocks")
@@ -178,9 +176,7 @@ class TwoPath:
             x, y = self._tap(tap, x, y, labels, losses)
         return losses
 
-    def _first_windows(
-        self, images: Tensor, labels: Tensor, losses: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _first_windows(self, images: Tensor, labels: Tensor, losses: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The losses whose gradient reaches the stem; its activations live no longer than this call.
 
         All their windows deposit their gradient at one cut behind the stem, and the stem runs backward once.
@@ -194,9 +190,7 @@ class TwoPath:
             self._backward(stem_output, start.grad)
         return x, y
 
-    def _tap(
-        self, tap: int, x: Tensor, y: Tensor, labels: Tensor, losses: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _tap(self, tap: int, x: Tensor, y: Tensor, labels: Tensor, losses: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The losses of one module, from the detached starts of its two paths to those of the next module."""
         if tap < self._isolated_end:
             x = self._isolated(tap, x, labels, losses)

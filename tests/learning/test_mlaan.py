@@ -117,7 +117,12 @@ def test_passes_of_the_authors_code(modules, reach, passes):
 def test_parameter_counts_are_the_published_ones_less_what_is_not_built():
     """method.md's table counts the authors' objects: leap 3.17 M; stored twins equal leaps, ours are four blocks."""
     engine = Engine(CifarResNet(32), MLAAN(), 15, cuts="published")
-    leap = sum(p.numel() for loss in engine.supervision.losses if loss.kind == "cascaded" for p in loss.head.blocks.parameters())
+    leap = sum(
+        p.numel()
+        for loss in engine.supervision.losses
+        if loss.kind == "cascaded"
+        for p in loss.head.blocks.parameters()
+    )
     assert round(leap / 1e6, 2) == 3.17
     twins = {id(p): p.numel() for twin in engine.supervision.twins for p in twin.block.parameters()}
     used = sum(

@@ -43,7 +43,7 @@ def test_balanced_cuts_are_no_worse_than_even_ones(what):
 def test_published_cuts():
     backbone = build("resnet32", 10)
     ends = [backbone.blocks[b - 1].label for _, b in cut(backbone, 8, "published").spans]
-    assert ends == "1.0 1.2 1.4 2.1 2.3 3.0 3.2 3.4".split()
+    assert ends == ["1.0", "1.2", "1.4", "2.1", "2.3", "3.0", "3.2", "3.4"]
     assert len(cut(backbone, 15, "published")) == 15
     assert len(cut(build("resnet110", 10), 32, "published")) == 32
     with pytest.raises(UserError, match=r"gives no cut of resnet32 in 5 modules: it has one for \[8, 15\]"):

@@ -25,9 +25,7 @@ def test_imagenet_nets_are_torchvisions(name):
         assert torch.equal(ours.net(images), expected)
 
 
-@pytest.mark.parametrize(
-    ("depth", "parameters"), [(20, 272_474), (32, 466_906), (56, 855_770), (110, 1_730_714)]
-)
+@pytest.mark.parametrize(("depth", "parameters"), [(20, 272_474), (32, 466_906), (56, 855_770), (110, 1_730_714)])
 def test_cifar_nets(depth, parameters):
     backbone = build(f"resnet{depth}", 10)
     assert sum(p.numel() for p in backbone.net.parameters()) == parameters

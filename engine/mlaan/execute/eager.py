@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mlaan.execute.module import Cotangent, ModuleWork
 from mlaan.execute.statistics import ModuleState, RandomState
-from mlaan.learning import LocalLoss, Supervision
+from mlaan.learning import LocalLoss, PoolLinear, Supervision
 from mlaan.plan import Kind, Step, StepPlan, Task
 
 
@@ -141,9 +141,7 @@ class _StepState:
         self.arrived[module, left] = cotangent if before is None else before + cotangent
 
 
-def run_head(
-    loss: LocalLoss, output: Tensor, images: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, Cotangent]:
+def run_head(loss: LocalLoss, output: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Cotangent]:
     """An auxiliary network and its loss, forward and backward in one go; its gradients go to `.grad`.
 
     Args:
@@ -154,7 +152,7 @@ def run_head(
     """
     head: nn.Module = loss.head
     weights = [p for p in head.parameters() if p.requires_grad]
-    pooling = hasattr(head, "pool") and hasattr(head, "classify") and output.dim() == 4
+    pooling = isinstance(head, PoolLinear)
     with torch.enable_grad():
         z = (head.pool(output) if pooling else output.detach()).requires_grad_()
         logits = head.classify(z) if pooling else head(z)

@@ -32,7 +32,9 @@ class ModuleState:
                 if count == 1:
                     continue
                 if norm.momentum is None:
-                    raise UserError("momentum = None of a BatchNorm cannot be moved several times a step: give a number")
+                    raise UserError(
+                        "momentum = None of a BatchNorm cannot be moved several times a step: give a number"
+                    )
                 self.repeated.append((norm, 1 - (1 - norm.momentum) ** count, count - 1))
 
     @contextmanager

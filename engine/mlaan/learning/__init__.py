@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from mlaan.learning.heads import PoolLinear
 from mlaan.learning.methods import DGL, MLAAN, EndToEnd
 from mlaan.learning.partition import Partition, cut
 from mlaan.learning.supervision import Criterion, LocalLoss, Supervision, Twin, cross_entropy
@@ -16,6 +17,7 @@ __all__ = [
     "LocalLoss",
     "Method",
     "Partition",
+    "PoolLinear",
     "Supervision",
     "Twin",
     "cross_entropy",

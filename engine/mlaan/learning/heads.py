@@ -46,7 +46,11 @@ class DGLHead(nn.Module):
         self.size = (-(-height // 4), -(-side // 4))
         convolutions: list[nn.Module] = []
         for i in range(3):
-            convolutions += [nn.Conv2d(width if i else channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            convolutions += [
+                nn.Conv2d(width if i else channels, width, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
         self.convolutions = nn.Sequential(*convolutions)
         hidden = 4 * width
         perceptron: list[nn.Module] = []

@@ -69,7 +69,9 @@ def cut(
     """
     n = len(backbone.blocks)
     if not 1 <= modules <= n:
-        raise UserError(f"partition.modules = {modules} does not fit {backbone.name}: it has {n} blocks, choose 1 to {n}")
+        raise UserError(
+            f"partition.modules = {modules} does not fit {backbone.name}: it has {n} blocks, choose 1 to {n}"
+        )
     if not isinstance(cuts, str):
         if len(cuts) != modules:
             raise UserError(

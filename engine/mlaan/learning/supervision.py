@@ -86,7 +86,9 @@ class Supervision:
             raise UserError("losses = () is empty: a supervision needs at least one local loss")
         for loss in self.losses:
             if loss.reach < 1:
-                raise UserError(f"reach = {loss.reach} of loss {loss.name} must be at least 1, the tapped module itself")
+                raise UserError(
+                    f"reach = {loss.reach} of loss {loss.name} must be at least 1, the tapped module itself"
+                )
             if not 0 <= loss.module < modules:
                 raise UserError(f"module = {loss.module} of loss {loss.name} must be from 0 to {modules - 1}")
             if not math.isfinite(loss.weight):

@@ -1,6 +1,7 @@
 """Backbones: what a person wants trained."""
 
 import difflib
+from typing import Any, cast
 
 from torch import nn
 from torchvision.models.resnet import ResNet
@@ -36,11 +37,10 @@ def as_backbone(model: Backbone | nn.Module) -> Backbone:
         return model
     if isinstance(model, CifarResNet | ResNet):
         return resnet_backbone(model)
-    parts = [getattr(model, part, None) for part in ("stem", "blocks", "classifier")]
-    if None in parts:
+    if not all(hasattr(model, part) for part in ("stem", "blocks", "classifier")):
         raise UserError(
             f"model = {type(model).__name__} does not say what its blocks are: pass "
             "mlaan.Backbone(net, stem, blocks, classifier), or give it attributes of these three names"
         )
-    stem, blocks, classifier = parts
-    return Backbone(model, stem, list(blocks), classifier)
+    view = cast(Any, model)
+    return Backbone(model, view.stem, list(view.blocks), view.classifier)

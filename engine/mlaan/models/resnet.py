@@ -1,6 +1,7 @@
 """Residual networks: the CIFAR family, and torchvision's own for ImageNet-size images."""
 
 from functools import partial
+from typing import cast
 
 import torchvision.models as tv
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ def _cifar(depth: int, num_classes: int, in_channels: int) -> Backbone:
 
 
 def _imagenet(name: str, num_classes: int, in_channels: int) -> Backbone:
-    net = tv.get_model(name, weights=None, num_classes=num_classes)
+    net = cast(ResNet, tv.get_model(name, weights=None, num_classes=num_classes))
     if in_channels != 3:
         net.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")

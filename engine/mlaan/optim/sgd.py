@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from mlaan_kernels.sgd_update import Twin as TwinTensor
-from mlaan_kernels.sgd_update import sgd_update
 from torch import Tensor, nn
 
 from mlaan.config import OptimConfig
 from mlaan.learning import Twin
+from mlaan_kernels.sgd_update import Twin as TwinTensor
+from mlaan_kernels.sgd_update import sgd_update
 
 
 @dataclass

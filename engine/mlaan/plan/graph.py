@@ -125,7 +125,11 @@ def _readers(supervision: Supervision, local_modules: Sequence[nn.Module]) -> li
     weights, directly or through a twin that follows them.
     """
     home = head_homes(supervision)
-    follows = {id(p): id(q) for t in supervision.twins for p, q in zip(t.block.parameters(), t.source.parameters(), strict=True)}
+    follows = {
+        id(p): id(q)
+        for t in supervision.twins
+        for p, q in zip(t.block.parameters(), t.source.parameters(), strict=True)
+    }
     owned = [{id(p) for p in module.parameters()} for module in local_modules]
     readers: list[set[int]] = [set() for _ in local_modules]
     for index, loss in enumerate(supervision.losses):

@@ -87,10 +87,7 @@ def _order(graph: TaskGraph, fill: int) -> list[Task]:
         others = [task for task in ready if task.kind is not Kind.FORWARD]
         forwards = [task for task in ready if task.kind is Kind.FORWARD]
         filling = bool(forwards) and (not others or (filling and alive < fill))
-        if filling:
-            task = forwards[0]
-        else:
-            task = min(others, key=lambda t: (-t.module, _EAGERNESS[t.kind], t.index))
+        task = forwards[0] if filling else min(others, key=lambda t: (-t.module, _EAGERNESS[t.kind], t.index))
         order.append(task)
         done.add(task)
         waiting.remove(task)

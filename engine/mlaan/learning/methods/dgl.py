@@ -13,7 +13,10 @@ from mlaan.models import Backbone
 
 @dataclass(frozen=True)
 class DGL(MethodConfig, name="dgl"):
-    """min over theta_i, c_i of CE(c_i(f_i(sg h_{i-1})), y) for every module i: reach 1."""
+    """Decoupled greedy learning: every module has a head and a loss of its own.
+
+    min over theta_i, c_i of CE(c_i(f_i(sg h_{i-1})), y) for every module i: reach 1.
+    """
 
     head: Literal["mlp", "light"] = setting("mlp", "mlp: DGL's own head of 1x1 convolutions; light: pool + linear")
 

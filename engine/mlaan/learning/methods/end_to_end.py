@@ -11,7 +11,10 @@ from mlaan.models import Backbone
 
 @dataclass(frozen=True)
 class EndToEnd(MethodConfig, name="end_to_end"):
-    """CE on the backbone's classifier, reach K. With memory.recompute = "once" the modules are checkpoint segments."""
+    """Ordinary end-to-end training: one loss, on the classifier, that reaches back through all modules.
+
+    With memory.recompute = "once" the modules are the segments of activation checkpointing.
+    """
 
     def supervise(self, backbone: Backbone, partition: Partition, shapes: Sequence[Sequence[int]]) -> Supervision:
         """One loss on the last module."""

@@ -17,7 +17,9 @@ from mlaan.models import Backbone
 
 @dataclass(frozen=True)
 class MLAAN(MethodConfig, name="mlaan"):
-    """For every module i:  w_x CE(c_i(f_i(sg h_{i-1})), y)  +  w_y CE(d_i(A_i(f_i(... f_{i-r+1}(sg h_{i-r})))), y).
+    """MLAAN: an independent and a cascaded loss on every module, the cascaded one behind a leap network.
+
+    For every module i:  w_x CE(c_i(f_i(sg h_{i-1})), y)  +  w_y CE(d_i(A_i(f_i(... f_{i-r+1}(sg h_{i-r})))), y).
 
     The last module has CE on the backbone's own classifier instead. `authors` follows their code step for step:
     no loss on the first r-1 modules, running statistics moved once per path that passes, and twins of which most

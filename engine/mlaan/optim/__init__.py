@@ -1,0 +1,1 @@
+"""Optim: what moves weights and twins, and the learning rate it uses."""
