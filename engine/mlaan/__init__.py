@@ -1,5 +1,6 @@
 """mlaan: the training engine for supervised local learning."""
 
+from mlaan.data import Batch
 from mlaan.engine import Engine, Evaluation, StepResult
 from mlaan.errors import UserError
 from mlaan.learning import DGL, MLAAN, EndToEnd, LocalLoss, Partition, Supervision
@@ -9,6 +10,7 @@ __all__ = [
     "DGL",
     "MLAAN",
     "Backbone",
+    "Batch",
     "EndToEnd",
     "Engine",
     "Evaluation",

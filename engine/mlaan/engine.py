@@ -85,7 +85,7 @@ class Engine:
     ) -> None:
         if options and not isinstance(method, str):
             raise UserError(f"{next(iter(options))!r} belongs into the method's own config: method={method!r}")
-        chosen = MethodConfig.make(method, **options) if isinstance(method, str) else method
+        chosen = _named(method, options) if isinstance(method, str) else method
         # the sections check their own values
         memory = MemoryConfig(cast(Any, schedule), window, cast(Any, recompute))
         optim = OptimConfig(learning_rate, momentum, nesterov, weight_decay)
@@ -270,6 +270,14 @@ class Engine:
             return {}
         moves = dict.fromkeys(module.children(), self.supervision.statistics[index])
         return moves | {self.backbone.stem: self.supervision.stem_statistics} if index == 0 else moves
+
+
+def _named(name: str, options: Mapping[str, Any]) -> MethodConfig:
+    known = [f.name for f in fields(MethodConfig.choices[name])] if name in MethodConfig.choices else []
+    for key in options:
+        if known and key not in known:
+            raise UserError(f"{key!r} is neither an engine setting nor one of method {name!r}: choose from {known}")
+    return MethodConfig.make(name, **options)
 
 
 _SCHEDULES = ("lean", "windowed", "full")

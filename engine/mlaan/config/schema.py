@@ -86,7 +86,7 @@ class OptimConfig:
 class TrainConfig:
     """How long, where, and from which random start."""
 
-    epochs: int = setting(20, "passes over the training images")
+    epochs: int = setting(12, "passes over the training images")
     seed: int = setting(0, "start of every random choice: weights, order of images, augmentation")
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
 
