@@ -77,7 +77,7 @@ class Engine:
         schedule: str = "lean",
         window: int = 0,
         recompute: str = "none",
-        learning_rate: float = 0.1,
+        learning_rate: float = 0.05,
         momentum: float = 0.9,
         nesterov: bool = True,
         weight_decay: float = 1e-4,

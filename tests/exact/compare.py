@@ -63,11 +63,13 @@ class Pair:
     twin_of: dict[int, Any]
 
 
-def make_pair(model: Callable[[], Any], modules: int, method: MLAAN, size: int, **memory: Any) -> Pair:
+def make_pair(
+    model: Callable[[], Any], modules: int, method: MLAAN, size: int, *, device: str = "cpu", **memory: Any
+) -> Pair:
     """A float64 engine for `size` x `size` images, and a judge made of copies of its very modules."""
     torch.manual_seed(modules)
     backbone = model()
-    (backbone.net if isinstance(backbone, Backbone) else backbone).double()
+    (backbone.net if isinstance(backbone, Backbone) else backbone).to(device, torch.float64)
     shape = (3, size, size)
     published = modules in (8, 15) and isinstance(backbone, CifarResNet)
     engine = Engine(
@@ -139,7 +141,8 @@ def gradient_gap(pair: Pair, size: int) -> float:
     """Largest gap over every loss and every parameter's gradient of one step."""
     [(images, labels)] = batches(1, size)
     result = pair.engine.gradients(images, labels)
-    losses = pair.judge.step(images, labels, update=False)
+    device = pair.engine.device
+    losses = pair.judge.step(images.to(device), labels.to(device), update=False)
     gaps = [gap(value, losses[name]) for name, value in zip(pair.engine.loss_names, result.losses, strict=True)]
     for part in (pair.engine.backbone.net, pair.engine.heads):
         for parameter in part.parameters():
@@ -152,7 +155,7 @@ def state_gap(pair: Pair, size: int, steps: int) -> float:
     """Largest gap over every weight, running statistic, counter and EMA twin after some optimizer steps."""
     for images, labels in batches(steps, size):
         pair.engine.step(images, labels)
-        pair.judge.step(images, labels)
+        pair.judge.step(images.to(pair.engine.device), labels.to(pair.engine.device))
     tensors = [
         t for part in (pair.engine.backbone.net, pair.engine.heads) for t in part.state_dict(keep_vars=True).values()
     ]

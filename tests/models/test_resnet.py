@@ -78,3 +78,11 @@ def test_a_backbone_leaves_no_weight_out():
         Backbone(nn.Sequential(*parts), parts[0], [], parts[2])
     with pytest.raises(UserError, match=r"stages = \[2, 1\]"):
         Backbone(nn.Sequential(*parts), parts[0], parts[1:3], parts[3], stages=[2, 1])
+
+
+def test_a_block_that_overwrites_its_input():
+    stem, blocks = nn.Conv2d(3, 4, 3), [nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)) for _ in range(2)]
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(4, 10))
+    backbone = Backbone(nn.Sequential(stem, *blocks, classifier), stem, blocks, classifier, name="preact")
+    with pytest.raises(UserError, match=r"block 1.0 of preact changes its input in place: build it with inplace=False"):
+        backbone.block_shapes((3, 16, 16))

@@ -62,7 +62,7 @@ class MemoryConfig:
 class OptimConfig:
     """Stochastic gradient descent with momentum."""
 
-    learning_rate: float = setting(0.1, "learning rate after warm-up")
+    learning_rate: float = setting(0.05, "learning rate after warm-up")
     momentum: float = setting(0.9, "momentum, 0 to below 1")
     nesterov: bool = setting(True, "Nesterov's form of momentum")
     weight_decay: float = setting(1e-4, "L2 penalty on every weight")
@@ -86,7 +86,7 @@ class OptimConfig:
 class TrainConfig:
     """How long, where, and from which random start."""
 
-    epochs: int = setting(12, "passes over the training images")
+    epochs: int = setting(20, "passes over the training images")
     seed: int = setting(0, "start of every random choice: weights, order of images, augmentation")
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
 

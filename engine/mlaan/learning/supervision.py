@@ -28,7 +28,7 @@ class LocalLoss:
         head: the auxiliary network between that module's output and the loss; its logits give the accuracy shown.
         reach: how many modules back the gradient flows, the tapped one included; more than there are means all.
         weight: factor of this loss in the total.
-        kind: its name in logs: "independent", "cascaded" or "classifier".
+        kind: its name in logs, one of its own for each loss of a module: "independent", "cascaded", "classifier".
         criterion: the loss function.
     """
 

@@ -91,19 +91,25 @@ class Backbone:
         Computed on the meta device: no arithmetic, no state moved.
 
         Raises:
-            UserError: the images do not fit the network.
+            UserError: the images do not fit the network, or a block changes its input in place: the output of the
+                block before it, which a head may still read.
         """
         dtype = next(self.net.parameters()).dtype
         h = torch.empty(2, *image_shape, device="meta", dtype=dtype)
         shapes = []
+        part = "stem"
         try:
-            with torch.no_grad():
-                h = on_meta(self.stem)(h)
-                for block in self.blocks:
-                    h = on_meta(block.module)(h)
-                    shapes.append(tuple(h.shape[1:]))
-                on_meta(self.classifier)(h)
+            h = on_meta(self.stem)(h)
+            for block in self.blocks:
+                part = f"block {block.label}"
+                h = on_meta(block.module)(h.detach().requires_grad_())
+                shapes.append(tuple(h.shape[1:]))
+            on_meta(self.classifier)(h)
         except RuntimeError as error:
+            if "in-place" in str(error):
+                raise UserError(
+                    f"{part} of {self.name} changes its input in place: build it with inplace=False"
+                ) from error
             size = "x".join(map(str, image_shape))
             raise UserError(f"images of {size} (C x H x W) do not fit {self.name}: {error}".splitlines()[0]) from error
         return shapes

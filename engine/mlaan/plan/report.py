@@ -135,7 +135,7 @@ def as_text(figures: dict[str, Any]) -> str:
     weights = figures["weights"]
     lines += [
         "",
-        "passes: F forward, R rebuild, H head and loss, P propagate, B backward, U update; saved: kept for the backward",
+        "passes: F forward, R rebuild, H head and loss, P propagate, B backward, U update; saved: for the backward",
         f"weights: backbone {weights['backbone']:,}, heads and leap networks {weights['heads']:,}, "
         f"EMA twins {weights['twins']:,} (not trained)",
         "",
