@@ -20,6 +20,7 @@ $(VENV)/locked: requirements.lock
 # The editable install builds the native operators; it is repeated when what it builds from has changed.
 $(VENV)/installed: $(VENV)/locked pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@$(BIN)/python -c 'from mlaan_kernels.library import status; [print(f"native {s.name} operators {s.state}: {s.detail}") for s in status() if s.state != "loaded"]'
 	@touch $@
 
 setup: $(VENV)/installed  ## environment, locked dependencies, native operators, the package
@@ -47,4 +48,4 @@ gpu:  ## the standard round on a GPU machine: its own torch, no network
 	@$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 clean:  ## remove everything that was built
-	rm -rf $(VENV) build dist runs engine/*.egg-info kernels/mlaan_kernels/lib
+	rm -rf $(VENV) build dist *.egg-info engine/*.egg-info kernels/mlaan_kernels/lib
