@@ -120,3 +120,9 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.optim.warmup_epochs >= self.train.epochs:
+            raise UserError(
+                f"optim.warmup_epochs = {self.optim.warmup_epochs} must be below train.epochs = {self.train.epochs}"
+            )

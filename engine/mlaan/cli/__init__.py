@@ -1,0 +1,35 @@
+"""The command line: `mlaan train`, `eval`, `plan`, `report`, `doctor`."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from mlaan.cli.arguments import parse
+from mlaan.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and gives the process's exit status.
+
+    0 done, 2 for anything a person can mend (one line on stderr), 130 and 143 after SIGINT and SIGTERM.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line
+            command, arguments, overrides = parse(sys.argv[1:] if argv is None else argv)
+            return command(arguments, overrides)
+    except UserError as error:
+        print(f"mlaan: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mlaan: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning without the place in the code, which means nothing to a person at the command line."""
+    print(f"mlaan: {message}", file=sys.stderr)

@@ -1,0 +1,159 @@
+"""From the words of a command line to the command that runs, its own options, and overrides of settings."""
+
+import argparse
+import difflib
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from mlaan.errors import UserError
+
+Overrides = list[tuple[str, str]]
+Command = Callable[[argparse.Namespace, Overrides], int]
+
+OVERVIEW = """\
+Trains networks in local modules, exactly as end-to-end gradients of local losses ask.
+
+start here
+  mlaan train                          the default: a small ResNet by MLAAN on handwritten digits
+  mlaan train --help                   every setting, with its default
+  mlaan doctor                         what is installed, what is missing, how to get it
+"""
+
+TRAIN = """\
+examples
+  mlaan train                                          the default run, a few minutes on two cores
+  mlaan train --method.preset light --train.epochs 5   other settings
+  mlaan train --config configs/quick/fashion_mnist.toml --data.batch 256
+  mlaan train --config RUN/config.toml                 the run in the folder RUN, once more
+  mlaan train --resume RUN                             goes on where RUN was stopped or killed
+  mlaan train --resume RUN --train.epochs 40           and trains longer; a cosine rate follows the new length
+
+Settings come from the defaults, then the file, then the command line: --key VALUE or --key=VALUE.
+--resume takes the run's own settings; only train.epochs and run.* may change.
+"""
+
+EVAL = """\
+examples
+  mlaan eval RUN                       the last weights of a run on its test images
+  mlaan eval RUN/best.pt               those with the best test accuracy
+  mlaan eval RUN --data.batch 500      with other data.* settings, or another train.device
+"""
+
+PLAN = """\
+examples
+  mlaan plan                           what a step of the default run does, module by module
+  mlaan plan --partition.modules 8 --method.preset light
+  mlaan plan --config RUN/config.toml --json
+
+It takes the settings of `mlaan train`.
+"""
+
+REPORT = """\
+example
+  mlaan report RUN                     prints the table again and draws RUN/report.png anew
+"""
+
+DOCTOR = """\
+example
+  mlaan doctor                         prints versions, packages, kernels and libraries; exit status 0
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: see `{self.prog} --help`")
+
+
+def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace, Overrides]:
+    """Splits a command line into the command's function, its options, and (key, text) overrides of settings.
+
+    Exits with status 0 after --help.
+
+    Raises:
+        UserError: an unknown command or option, or one without its value.
+    """
+    words, overrides = _split(argv)
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise UserError(_unknown(unknown[0], arguments.command))
+    if arguments.command is None:
+        parser.print_help()
+        raise SystemExit(0)
+    if arguments.command in ("train", "plan") and arguments.help:
+        from mlaan.cli.help import settings
+
+        print(arguments.parser.format_help())
+        print(settings())
+        raise SystemExit(0)
+    if overrides and arguments.command in ("report", "doctor"):
+        raise UserError(f"`mlaan {arguments.command}` takes no settings: leave out --{overrides[0][0]}")
+    return import_module(f"mlaan.cli.{arguments.module}").run, arguments, overrides
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], Overrides]:
+    words: list[str] = []
+    overrides: Overrides = []
+    rest = iter(argv)
+    for word in rest:
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or "." not in key:
+            words.append(word)
+            continue
+        if not equals:
+            value = next(rest, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"--{key} has no value: write --{key} VALUE, or --{key}=VALUE")
+            text = value
+        overrides.append((key, text))
+    return words, overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser("mlaan", description=OVERVIEW, formatter_class=raw, allow_abbrev=False)
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+
+    def add(name: str, what: str, examples: str, module: str = "") -> argparse.ArgumentParser:
+        own_help = name in ("train", "plan")  # they go on with the list of settings
+        command = commands.add_parser(
+            name,
+            help=what,
+            description=f"{what}\n\n{examples}",
+            formatter_class=raw,
+            allow_abbrev=False,
+            add_help=not own_help,
+        )
+        command.set_defaults(module=module or name, parser=command)
+        if own_help:
+            command.add_argument("-h", "--help", action="store_true", help="show this help and every setting")
+            command.add_argument("--config", metavar="FILE", help="a TOML file of settings")
+        return command
+
+    train = add("train", "Trains a network and writes a run folder.", TRAIN)
+    train.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    evaluate = add("eval", "Tests the weights of a run or a checkpoint.", EVAL, "evaluate")
+    evaluate.add_argument("path", metavar="RUN_OR_CHECKPOINT", help="a run folder (its last.pt) or a .pt file")
+    plan = add("plan", "Prints the work, memory and parameters of a training step.", PLAN)
+    plan.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    add("report", "Prints a run's results and draws its picture anew.", REPORT).add_argument(
+        "path", metavar="RUN", help="a run folder"
+    )
+    add("doctor", "Tells what is installed, active and missing.", DOCTOR)
+    return parser
+
+
+def _unknown(word: str, command: str | None) -> str:
+    """What to say about a word that no command knows."""
+    name = word.partition("=")[0]
+    if command in ("train", "plan", "eval") and name.startswith("--"):
+        from mlaan.cli.settings import keys
+
+        known = keys()
+        same_end = [key for key in known if key.split(".")[-1] == name[2:].replace("-", "_")]
+        close = same_end or difflib.get_close_matches(name[2:], known, n=1, cutoff=0.4)
+        if close:
+            return f"unknown option {name!r}: did you mean '--{close[0]}'?"
+    return f"unknown argument {name!r}: see `mlaan{f' {command}' if command else ''} --help`"

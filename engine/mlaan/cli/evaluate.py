@@ -1,0 +1,41 @@
+"""`mlaan eval`: the exported backbone of a checkpoint on the test images."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from mlaan import checkpoint
+from mlaan.build import build
+from mlaan.cli.arguments import Overrides
+from mlaan.cli.settings import load_config
+from mlaan.config import Config
+from mlaan.errors import UserError
+from mlaan.observe.words import percent
+from mlaan.run_folder import RunFolder
+
+
+def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
+    """Prints top-1 accuracy and loss."""
+    given = Path(arguments.path)
+    path = RunFolder.open(given).last if given.is_dir() else given
+    saved = checkpoint.load(path)
+    engine, _, test_batches, _ = build(_settings(saved.config, overrides))
+    try:
+        engine.load_state_dict(saved.engine)
+    except UserError as error:
+        raise UserError(f"{path} does not fit these settings: {error}") from None
+    result = engine.evaluate(test_batches)
+    print(f"top-1   {percent(result.top1)} ({round(result.top1 * result.samples)} of {result.samples} images)")
+    print(f"loss    {result.loss:.4f}")
+    print(f"weights {path}, after epoch {saved.progress['epoch']}, step {saved.progress['step']}")
+    return 0
+
+
+def _settings(text: str, overrides: Overrides) -> Config:
+    for key, value in overrides:
+        if not key.startswith("data.") and key != "train.device":
+            raise UserError(f"--{key} {value} cannot change a trained network: only data.* and train.device can")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.toml"
+        file.write_text(text, encoding="utf-8")
+        return load_config(file, overrides)

@@ -1,0 +1,204 @@
+"""Ties a training loop to its run folder: progress, metrics, checkpoints, and the wish to stop."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+from mlaan import checkpoint
+from mlaan.config import Config, dumps
+from mlaan.engine import Engine, Evaluation
+from mlaan.errors import UserError
+from mlaan.observe.display import Display
+from mlaan.observe.environment import peak_memory
+from mlaan.observe.metrics import MetricsLog, TensorBoardLog
+from mlaan.observe.snapshot import Snapshot
+from mlaan.observe.state import Batches, Means, TrainState, check_finite
+from mlaan.observe.stop import Stopped, StopRequest
+from mlaan.run_folder import RunFolder
+
+LOG_SECONDS = 10.0
+"""Least time between two lines of type "step" in metrics.jsonl."""
+
+
+class _Log(Protocol):
+    def write(self, record: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Every:
+    """True at most once in `seconds`, and not before the first `seconds` are over."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._next = seconds, time.monotonic() + seconds
+
+    def __call__(self, now: float) -> bool:
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
+
+
+class _Mark(NamedTuple):
+    """A moment, and the images of the present epoch that were done by then."""
+
+    seconds: float
+    samples: int
+
+    def rate(self, seconds: float, samples: int) -> float:
+        """Images per second since this mark."""
+        return (samples - self.samples) / max(seconds - self.seconds, 1e-9)
+
+
+class Recorder:
+    """Watches one run. Most steps cost a look at the clock and at a flag; the device is not waited for.
+
+    Args:
+        folder: where the run is written.
+        config: its resolved settings.
+        engine, train_batches, state: what the checkpoints hold.
+        metrics: the run's metrics.jsonl; the recorder closes it.
+        display: shows the progress.
+        stop: tells when a person wants the run to stop.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: Config,
+        engine: Engine,
+        train_batches: Batches,
+        state: TrainState,
+        metrics: MetricsLog,
+        display: Display,
+        stop: StopRequest,
+    ) -> None:
+        self._folder, self._config, self._config_text = folder, config, dumps(config)
+        self._engine, self._batches, self._state = engine, train_batches, state
+        self._metrics, self._display, self._stop = metrics, display, stop
+        self._logs: list[_Log] = [metrics]
+        if config.run.tensorboard and TensorBoardLog.is_available():
+            self._logs.append(TensorBoardLog(folder.tensorboard, state.step))
+        elif config.run.tensorboard:
+            display.say("no TensorBoard logs, as the package 'tensorboard' is missing: pip install tensorboard")
+        self._show = _Every(display.interval)
+        self._log = _Every(LOG_SECONDS)
+        self._save = _Every(config.run.checkpoint_minutes * 60)
+        self._start, self._seconds_before, self._steps_before = time.monotonic(), state.seconds, state.step
+        self._epoch_mark = self._mark = _Mark(self._start, state.meter.samples)
+        self._epoch_rate = 0.0
+
+    def stepped(self, state: TrainState) -> None:
+        """After a step: shows, logs and saves what is due.
+
+        Raises:
+            Stopped: a person wants it.
+            UserError: a loss is not finite.
+        """
+        now = time.monotonic()
+        show, log, save = self._show(now), self._log(now), self._save(now)
+        if not (show or log or save or self._stop.signal_number):
+            return
+        means = state.meter.read()
+        check_finite(self._engine, means, state)
+        samples = state.meter.samples
+        snapshot = self._snapshot(state.epoch + 1, state.batch, self._mark.rate(now, samples), means)
+        self._mark = _Mark(now, samples)
+        if show:
+            self._display.step(snapshot)
+        if log:
+            self._write("step", snapshot)
+        if save or self._stop.signal_number:
+            self.save()
+        self._raise_if_asked()
+
+    def testing(self, batches: Iterable[Any], state: TrainState) -> Iterator[Any]:
+        """The test batches; a wish to stop is granted between two of them."""
+        self._epoch_rate = self._epoch_mark.rate(time.monotonic(), state.meter.samples)
+        for batch in batches:
+            if self._stop.signal_number:
+                self.save()
+            self._raise_if_asked()
+            yield batch
+
+    def tested(self, state: TrainState, means: Means, evaluation: Evaluation) -> None:
+        """After an epoch's test: shows, logs and saves it; raises as `stepped` does."""
+        if not math.isfinite(evaluation.loss):
+            raise UserError(
+                f"the test loss is {evaluation.loss} after epoch {state.epoch}: lower optim.learning_rate "
+                f"(this epoch's rate was {self._engine.learning_rate:.4g}) or set optim.warmup_epochs"
+            )
+        snapshot = self._snapshot(state.epoch, len(self._batches), self._epoch_rate, means, evaluation)
+        self._write("epoch", snapshot)
+        self.save(is_best=state.best_epoch == state.epoch)
+        self._display.epoch(snapshot)
+        self._epoch_mark = self._mark = _Mark(time.monotonic(), 0)
+        self._raise_if_asked()
+
+    def save(self, *, is_best: bool = False) -> None:
+        """Writes last.pt, and best.pt if asked."""
+        self._state.seconds = self._seconds()
+        content = checkpoint.Checkpoint(
+            config=self._config_text,
+            engine=self._engine.state_dict(),
+            loader=self._batches.state_dict(),
+            progress=self._state.state_dict(),
+            random=checkpoint.random_state(self._engine.device),
+            metrics_bytes=self._metrics.sync(),
+        )
+        checkpoint.save(content, self._folder.last, self._folder.best if is_best else None)
+
+    def close(self) -> None:
+        for log in self._logs:
+            log.close()
+        self._display.close()
+
+    def _raise_if_asked(self) -> None:
+        if self._stop.signal_number:
+            raise Stopped(self._stop.signal_number)
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._start
+
+    def _snapshot(
+        self, epoch: int, batch: int, rate: float, means: Means, evaluation: Evaluation | None = None
+    ) -> Snapshot:
+        state, names = self._state, self._engine.loss_names
+        epochs, batches = self._config.train.epochs, len(self._batches)
+        steps_here = state.step - self._steps_before
+        pace = (time.monotonic() - self._start) / steps_here if steps_here else math.nan
+        return Snapshot(
+            epoch=epoch,
+            epochs=epochs,
+            batch=batch,
+            batches=batches,
+            step=state.step,
+            seconds=self._seconds(),
+            seconds_left=pace * (epochs * batches - state.step),
+            learning_rate=self._engine.learning_rate,
+            images_per_second=rate,
+            memory_bytes=peak_memory(self._engine.device),
+            losses=dict(zip(names, means.losses, strict=True)),
+            top1=dict(zip(names, means.top1, strict=True)),
+            test_loss=evaluation.loss if evaluation else math.nan,
+            test_top1=evaluation.top1 if evaluation else math.nan,
+            best_top1=state.best_top1 if state.best_epoch else math.nan,
+        )
+
+    def _write(self, kind: str, now: Snapshot) -> None:
+        record = {
+            "type": kind,
+            "epoch": now.epoch,
+            "step": now.step,
+            "seconds": round(now.seconds, 3),
+            "learning_rate": now.learning_rate,
+            "images_per_second": round(now.images_per_second, 2),
+            "memory_bytes": now.memory_bytes,
+            "losses": now.losses,
+            "top1": now.top1,
+        }
+        if kind == "epoch":
+            best = {"best_top1": self._state.best_top1, "best_epoch": self._state.best_epoch}
+            record |= {"test_loss": now.test_loss, "test_top1": now.test_top1, **best}
+        for log in self._logs:
+            log.write(record)

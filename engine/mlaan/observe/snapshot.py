@@ -1,0 +1,32 @@
+"""One reading of a run."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One reading of a run. Losses and accuracies are means over the present epoch, by the loss's name.
+
+    Attributes:
+        epoch: the present epoch, from 1.
+        batch, batches: steps done in it, of how many.
+        seconds, seconds_left: time spent, time expected; `seconds_left` is nan while nothing is known.
+        test_loss, test_top1, best_top1: nan before the first test.
+    """
+
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    step: int
+    seconds: float
+    seconds_left: float
+    learning_rate: float
+    images_per_second: float
+    memory_bytes: int
+    losses: dict[str, float]
+    top1: dict[str, float]
+    test_loss: float = math.nan
+    test_top1: float = math.nan
+    best_top1: float = math.nan

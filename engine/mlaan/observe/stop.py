@@ -1,0 +1,36 @@
+"""SIGINT and SIGTERM as a wish to stop after the running step."""
+
+import signal
+from types import FrameType
+from typing import Self
+
+
+class Stopped(Exception):
+    """Ends a run that was asked to stop, once its checkpoint is written."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
+
+
+class StopRequest:
+    """While entered, SIGINT and SIGTERM set `signal_number`; a SIGINT after that raises KeyboardInterrupt.
+
+    Only for the main thread, as Python's signals are.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = self.signal_number or number

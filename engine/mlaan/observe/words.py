@@ -1,0 +1,50 @@
+"""Numbers in words, the same in every display and report."""
+
+import math
+from collections.abc import Iterable
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 with one decimal; a dash for nan."""
+    return "-" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """m:ss, or h:mm:ss from an hour on; a dash for nan."""
+    if math.isnan(seconds):
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def mebibytes(count: int) -> str:
+    """Bytes in MiB, or in GiB from ten of them on."""
+    return f"{count / 2**30:.1f} GiB" if count >= 10 * 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def split_name(name: str) -> tuple[int, str]:
+    """A local loss's name, "3.cascaded", as module and kind."""
+    module, _, kind = name.partition(".")
+    return int(module), kind
+
+
+def by_module(values: dict[str, float]) -> dict[int, dict[str, float]]:
+    """Values named "module.kind" as a table: module, then kind, both in their order."""
+    table: dict[int, dict[str, float]] = {}
+    for name, value in values.items():
+        module, kind = split_name(name)
+        table.setdefault(module, {})[kind] = value
+    return table
+
+
+def kinds(names: Iterable[str]) -> list[str]:
+    """The kinds of local losses among the names, in the order of their first appearance."""
+    return list(dict.fromkeys(split_name(name)[1] for name in names))
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of 0 … count - 1, evenly spaced, with both ends."""
+    if count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]

@@ -1,0 +1,130 @@
+"""The GPU round without a GPU: what it would run, and what it makes of the outcomes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+
+STEP = {
+    "benchmark": "steps",
+    "case": "resnet32-light",
+    "contender": "ours",
+    "ms": {"p20": 1.0, "p50": 2.0, "p80": 3.0},
+    "time_ratio": {"end-to-end": {"median": 1.25}, "two-path": {"median": 0.5}},
+    "flops_ratio": {"end-to-end": 1.15},
+    "peak_ratio": {"end-to-end": 0.41},
+    "device": "NVIDIA H100",
+    "commit": "abc+changes",
+}
+FACTS = {"device": "NVIDIA H100", "commit": "abc+changes", "driver": "580.1", "torch": "2.11", "triton": "3.6"}
+MICRO = {
+    "benchmarks": [
+        {
+            "name": "test_resnet50[cuda-native]",
+            "stats": {"median": 0.004, "data": [0.002, 0.003, 0.004, 0.005, 0.006, 0.007]},
+            "extra_info": {"share": 0.9, "shape": "25.6 M", "dtype": "float32"},
+        }
+    ]
+}
+
+
+@pytest.fixture
+def round_in(tmp_path, monkeypatch):
+    """The round with all its files under a folder of the test."""
+    for name in ("FACTS", "MICRO", "STEPS", "ENVIRONMENT"):
+        monkeypatch.setattr(gpu, name, tmp_path / name)
+    monkeypatch.setattr(gpu, "_obstacle", lambda: None)
+    return tmp_path
+
+
+def play(failing=()):
+    """A stand-in for the machine: writes what each stage would, and fails where told to."""
+    ran = []
+
+    def run(stage):
+        ran.append(stage.name)
+        outputs = {"machine": (gpu.FACTS, FACTS), "micro": (gpu.MICRO, MICRO), "steps": (gpu.STEPS, [STEP])}
+        if stage.name not in failing and stage.name in outputs:
+            file, content = outputs[stage.name]
+            file.write_text(json.dumps(content))
+        return stage.name not in failing, 1.0
+
+    return run, ran
+
+
+def test_dry_run_prints_every_command_and_runs_none(round_in, capsys):
+    assert gpu.main(["--dry-run", "--commit", "abc"], run=lambda stage: pytest.fail(f"ran {stage}")) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(gpu.stages()) == 6
+    text = "\n".join(printed)
+    for part in ("venv --system-site-packages", "--no-deps --no-build-isolation", "-m gpu", "benchmarks/micro -k cuda"):
+        assert part in text
+    assert "benchmarks.steps --device cuda" in text
+    assert text.count("--commit abc") == 2
+    assert not list(round_in.iterdir())
+
+
+def test_dry_run_from_the_command_line_needs_the_standard_library_alone():
+    root = Path(gpu.__file__).parents[1]
+    command = [sys.executable, "-S", "-m", "benchmarks.gpu", "--dry-run"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 6), done.stderr
+
+
+def test_a_good_round(round_in, capsys):
+    run, ran = play()
+    gpu.STEPS.write_text("left over from another round")
+    assert gpu.main(["--results", str(round_in / "results")], run) == 0
+    assert ran == [stage.name for stage in gpu.stages()]
+    [file] = (round_in / "results").iterdir()
+    assert file.name.endswith("-nvidia-h100-abc-changes.json")
+    step, micro = json.loads(file.read_text())
+    assert step["driver"] == micro["driver"] == "580.1"
+    assert micro["ms"] == pytest.approx({"p20": 3.0, "p50": 4.0, "p80": 6.0})
+    assert (micro["shape"], micro["dtype"]) == ("25.6 M", "float32")
+    printed = capsys.readouterr().out
+    assert "resnet32-light ours" in printed
+    assert "90% of copy bandwidth" in printed
+    assert printed.count("passed") == 6
+
+
+@pytest.mark.parametrize("failing", ["install", "tests", "machine", "steps"])
+def test_a_failing_stage_hides_no_other(round_in, failing, capsys):
+    run, ran = play([failing])
+    assert gpu.main(["--results", str(round_in / "results")], run) == 1
+    assert len(ran) == 6
+    [file] = (round_in / "results").iterdir()
+    kinds = [row["benchmark"] for row in json.loads(file.read_text())]
+    assert kinds == (["micro"] if failing == "steps" else ["steps", "micro"])
+    printed = capsys.readouterr().out
+    assert printed.count("passed") == 5
+    assert f"{failing:<12} FAILED" in printed
+
+
+def test_a_command_that_fails_is_seen(round_in):
+    good, _ = gpu.run_stage(gpu.Stage("good", (sys.executable, "-c", "")))
+    bad, _ = gpu.run_stage(gpu.Stage("bad", (sys.executable, "-c", "raise SystemExit(3)")))
+    missing, _ = gpu.run_stage(gpu.Stage("missing", (str(round_in / "no-such-program"),)))
+    assert (good, bad, missing) == (True, False, False)
+
+
+def test_the_environment_sees_this_pythons_packages(round_in):
+    gpu.share_packages()
+    assert gpu.run_stage(gpu.stages()[0])[0]
+    python = gpu.ENVIRONMENT / "bin" / "python"
+    found = subprocess.run(
+        [python, "-c", "import importlib.util as u; print(u.find_spec('torch').origin)"], capture_output=True, text=True
+    )
+    assert found.stdout.strip() == __import__("torch").__file__
+
+
+def test_without_a_gpu_one_line_and_a_failure(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu.main([], run=lambda stage: pytest.fail(f"ran {stage}")) == 1
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "no CUDA device" in err

@@ -1,0 +1,85 @@
+"""metrics.jsonl and TensorBoard."""
+
+import json
+
+import pytest
+
+from mlaan.errors import UserError
+from mlaan.observe.metrics import MetricsLog, TensorBoardLog, read_epochs
+
+
+def record(kind: str, epoch: int) -> dict:
+    numbers = {"losses": {"0.classifier": 1.0 / epoch}, "top1": {"0.classifier": 0.5}, "learning_rate": 0.1}
+    return {"type": kind, "epoch": epoch, "step": 10 * epoch, "test_top1": 0.25, **numbers}
+
+
+def test_lines_are_in_the_file_at_once_and_read_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    for kind, epoch in (("step", 1), ("epoch", 1), ("epoch", 2)):
+        log.write(record(kind, epoch))
+    assert [json.loads(line)["type"] for line in path.read_text().splitlines()] == ["step", "epoch", "epoch"]
+    assert read_epochs(path) == [record("epoch", 1), record("epoch", 2)]
+    log.close()
+
+
+def test_lines_after_the_checkpoint_are_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.write(record("epoch", 1))
+    length = log.sync()
+    log.write(record("epoch", 2))
+    log.close()
+    log = MetricsLog(path, keep=length)
+    assert log.lost == 0
+    log.write(record("epoch", 3))
+    log.close()
+    assert [line["epoch"] for line in read_epochs(path)] == [1, 3]
+
+
+def test_missing_lines_are_counted(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("{}\n")
+    log = MetricsLog(path, keep=100)
+    assert log.lost == 97
+    log.close()
+    assert path.read_text() == "{}\n"
+
+
+def test_two_processes_cannot_write_one_run(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="another process is training"):
+        MetricsLog(tmp_path / "metrics.jsonl")
+    log.close()
+    MetricsLog(tmp_path / "metrics.jsonl").close()
+
+
+def test_nan_is_no_json(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match="JSON"):
+        log.write({"loss": float("nan")})
+    log.close()
+
+
+def test_a_line_cut_short_is_left_out_a_broken_one_is_told(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(record("epoch", 1)) + '\n{"type": "ep')
+    assert len(read_epochs(path)) == 1
+    path.write_text("no json\n")
+    with pytest.raises(UserError, match="not JSON"):
+        read_epochs(path)
+    with pytest.raises(UserError, match="cannot read"):
+        read_epochs(tmp_path / "none")
+
+
+def test_tensorboard_holds_the_same_numbers(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = TensorBoardLog(tmp_path, 0)
+    log.write(record("epoch", 1))
+    log.write(record("epoch", 2))
+    log.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("losses/0.classifier")] == [(10, 1.0), (20, 0.5)]
+    assert {"test_top1", "learning_rate", "top1/0.classifier"} <= set(events.Tags()["scalars"])
