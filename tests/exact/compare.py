@@ -78,10 +78,10 @@ def make_pair(
     )  # fmt: skip
     memo: dict[int, Any] = {}
     parts = copy.deepcopy((engine.partition.modules(engine.backbone), engine.supervision), memo)
-    return Pair(engine, _judge(engine, method, *parts), memo)
+    return Pair(engine, judge_of(engine, method, *parts), memo)
 
 
-def _judge(engine: Engine, method: MLAAN, modules: list[Any], supervision: Any) -> TwoPath:
+def judge_of(engine: Engine, method: MLAAN, modules: list[Any], supervision: Any) -> TwoPath:
     count = len(modules)
     imagenet = method.preset == "authors" and engine.backbone.blocks[-1].stage == 4
     stem = modules[0][0] if method.preset == "authors" else None
