@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.measure import Batch, peak_memory
-from exact.compare import Pair, gap
-from exact.compare import judge_of as judge_of
+from exact.compare import Pair, gap, judge_of
 from mlaan import MLAAN, Backbone, Engine
 from mlaan.learning import cut
 

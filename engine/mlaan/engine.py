@@ -252,14 +252,24 @@ class Engine:
         self.heads.train()
 
     def _groups(self, modules: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
-        """For each module the weights its Update moves: its own, and those of the heads that end there."""
+        """For each module the weights of its Update: its own, and the trained ones of the heads that end there.
+
+        Raises:
+            UserError: a weight is in two of them; one would move it before the other's gradient is there.
+        """
         home = head_homes(self.supervision)
-        groups: list[dict[int, nn.Parameter]] = [{} for _ in modules]
+        names = self._names()
+        group_of: dict[nn.Parameter, int] = {}
         for i, module in enumerate(modules):
             heads = [loss.head for loss in self.supervision.losses if home[id(loss.head)] == i]
-            for part in (module, *heads):
-                groups[i].update({id(p): p for p in part.parameters() if p.requires_grad})
-        return [list(group.values()) for group in groups]
+            trained = (p for head in heads for p in head.parameters() if p.requires_grad)
+            for weight in (*module.parameters(), *trained):
+                if group_of.setdefault(weight, i) != i:
+                    raise UserError(
+                        f"weight {names[weight]} is shared by modules {group_of[weight]} and {i}: choose cuts that "
+                        "keep it in one module, or give each module a weight of its own"
+                    )
+        return [[weight for weight, group in group_of.items() if group == i] for i in range(len(modules))]
 
     def _names(self) -> dict[nn.Parameter, str]:
         parts = (("backbone", self.backbone.net), ("heads", self.heads))

@@ -89,6 +89,19 @@ def test_a_saved_state_continues_bit_for_bit():
     assert not torch.equal(without.backbone.net.fc.weight, straight.backbone.net.fc.weight)
 
 
+def test_loading_replaces_momenta_and_learning_rate():
+    fresh, used = make(), make(seed=1)
+    used.step(*batch())
+    used.learning_rate = 0.3
+    fresh.learning_rate = 0.7
+    used.load_state_dict(fresh.state_dict())
+    assert used.learning_rate == 0.7
+    used.step(*batch(4))
+    fresh.step(*batch(4))
+    for ours, theirs in zip(used.backbone.net.parameters(), fresh.backbone.net.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_state_of_something_else_is_refused():
     engine = make()
     for other in (make(modules=3), make(method="dgl"), make(reach=1)):

@@ -99,21 +99,21 @@ def plain_autograd(modules: list[nn.Module], losses: tuple[LocalLoss, ...], imag
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(problems(), st.integers(2, 5), st.integers(5, 9))
+@given(problems(), st.integers(2, 5), st.tuples(st.integers(5, 9), st.integers(5, 9)))
 def test_gradients_losses_and_statistics(problem, samples, size):
     backbone, starts, supervision, memory = problem
     memo = {}
     parts, losses, net = copy.deepcopy((engine_modules(backbone, starts), supervision.losses, backbone.net), memo)
 
-    class Given(MethodConfig, name=f"given-{id(problem)}-{samples}-{size}"):
+    class Given(MethodConfig, name=f"given-{id(problem)}-{samples}-{size[0]}-{size[1]}"):
         def supervise(self, *site):
             return supervision
 
-    images = torch.randn(samples, 2, size, size, dtype=torch.float64)
+    images = torch.randn(samples, 2, *size, dtype=torch.float64)
     labels = torch.randint(CLASSES, (samples,))
     try:
         engine = Engine.from_config(
-            backbone, Given(), PartitionConfig(len(starts), starts), memory, OptimConfig(), (2, size, size)
+            backbone, Given(), PartitionConfig(len(starts), starts), memory, OptimConfig(), (2, *size)
         )
     finally:
         del MethodConfig.choices[Given.name]

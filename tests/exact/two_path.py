@@ -127,15 +127,13 @@ class TwoPath:
         used = [part for part in (stem, *modules, *independent, *leaps, classifier) if part is not None]
         self.trained = [weight for weight in nn.ModuleList(used).parameters() if weight.requires_grad]
         self.device = self.trained[0].device
-        on_gpu = self.device.type == "cuda"
         self.optimizer = torch.optim.SGD(
             self.trained,
             lr=learning_rate,
             momentum=momentum,
             nesterov=nesterov,
             weight_decay=weight_decay,
-            fused=on_gpu,
-            foreach=not on_gpu,
+            fused=True,
         )
 
     @property

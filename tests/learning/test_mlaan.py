@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+import torchvision.models as tv
+from torch import nn
 
 from mlaan import MLAAN, Engine, UserError
-from mlaan.learning.leap import LeapNetwork, leap_rule, leap_sources
+from mlaan.learning import cut
+from mlaan.learning.leap import LeapNetwork, initialise, leap_rule, leap_sources
 from mlaan.learning.methods.mlaan import _passes
-from mlaan.models import CifarResNet, build
+from mlaan.models import CifarResNet, build, resnet_backbone
 
 
 def supervision(method, modules=8, depth=32, cuts="even"):
@@ -33,6 +36,52 @@ def labels(backbone, modules, end):
 )  # fmt: skip
 def test_leap_sources(depth, modules, end, leap):
     assert labels(build(f"resnet{depth}", 10), modules, end) == leap
+
+
+def published(name, modules):
+    """End of every module and its leap, through the tables."""
+    backbone = resnet_backbone(tv.get_model(name)) if name in ("resnet101", "resnet152") else build(name, 10)
+    ends = [backbone.blocks[b - 1] for _, b in cut(backbone, modules, "published").spans]
+    return {end.label: " ".join(b.label for b in leap_sources(backbone, modules, end)) for end in ends}
+
+
+@pytest.mark.parametrize(
+    ("name", "modules", "rows"),
+    [
+        ("resnet110", 32, {
+            **{f"1.{b}": "2.0 3.0 3.2 3.17" for b in (1, 2, 4, 5, 7, 9, 11, 13, 14, 16, 17)},
+            **{f"2.{b}": "3.0 3.2 3.3 3.17" for b in (1, 2, 4, 5, 7, 9, 11, 13, 14, 16)}, "2.17": "3.0 3.3 3.4 3.17",
+            **{f"3.{b}": "3.8 3.17" for b in (1, 3, 4, 6)}, "3.7": "3.14 3.17", "3.9": "3.14 3.17",
+            "3.11": "3.15 3.17", "3.13": "3.16 3.17", "3.15": "3.16 3.17", "3.17": "",
+        }),
+        ("resnet34", 16, {
+            **{f"1.{b}": "2.0 2.1 3.0 4.0 4.2" for b in range(3)}, **{f"2.{b}": "2.1 3.0 4.0 4.2" for b in range(4)},
+            **{f"3.{b}": "3.1 4.0 4.1" for b in range(6)}, "4.0": "4.1 4.1 4.2", "4.1": "4.1 4.2", "4.2": "",
+        }),
+        *[(name, sum(stages), {
+            **{f"1.{b}": "2.0 3.0 4.0 4.2" for b in range(stages[0])},
+            **{f"2.{b}": "3.0 4.0 4.1" for b in range(stages[1])},
+            **{f"3.{b}": "4.0 4.1" for b in range(stages[2])}, "4.0": "4.1 4.2", "4.1": "4.1 4.2", "4.2": "",
+        }) for name, stages in (("resnet101", (3, 4, 23, 3)), ("resnet152", (3, 8, 36, 3)))],
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)  # fmt: skip
+def test_published_tables(name, modules, rows):
+    assert published(name, modules) == rows
+
+
+def test_a_cut_of_ones_own_falls_back_on_the_rule_where_the_table_is_silent():
+    assert labels(build("resnet32", 10), 8, "3.1") == "3.2 3.3 3.4"
+    assert labels(build("resnet32", 10), 8, "3.3") == "3.4"
+    losses = supervision(MLAAN(), cuts=[0, 2, 4, 6, 8, 10, 12, 14]).losses
+    assert all(isinstance(loss.head, LeapNetwork) for loss in losses if loss.kind == "cascaded")
+
+
+def test_middle_of_resnet110s_last_stage():
+    rows = published("resnet110", 54)
+    assert [rows[f"3.{b}"] for b in (0, 6, 10, 11, 12, 13, 15, 16)] == [
+        "3.8 3.17", "3.8 3.17", "3.14 3.17", "3.15 3.17", "3.15 3.17", "3.16 3.17", "3.16 3.17", "3.17",
+    ]  # fmt: skip
 
 
 def test_rule_gives_the_regular_rows_of_the_published_tables():
@@ -91,6 +140,32 @@ def test_authors_preset_on_a_three_stage_net():
     assert len(s.twins) == 1  # only the twin of module K-2 moves
     assert s.twins[0].keep == 0.995
     assert s.statistics == (2, 3, 3, 3, 3, 3, 3, 2)
+
+
+def test_which_twin_of_the_authors_moves():
+    """Only that of module K-2, even where another module's twin has the same source."""
+    torch.manual_seed(0)
+    engine = Engine(CifarResNet(20), MLAAN(preset="authors"), 4, cuts=[0, 4, 5, 6])  # 1 and 2 end in stage 2
+    leaps = {loss.module: loss.head for loss in engine.supervision.losses if loss.kind == "cascaded"}
+    assert set(leaps) == {1, 2}
+    [moving] = engine.supervision.twins
+    assert moving.block is leaps[2].twins["0"]
+    assert moving.block is not leaps[1].twins["0"]
+    assert moving.source is engine.backbone.net.layer3[0]
+
+
+@pytest.mark.parametrize(("twins", "joined"), [("first", ["0"]), ("all", ["0", "1", "2", "3"]), ("none", [])])
+def test_which_leap_blocks_have_twins(twins, joined):
+    leap = supervision(MLAAN(twins=twins), 8, cuts="published").losses[1].head
+    assert list(leap.twins) == joined
+    assert len(leap.blocks) == 4
+
+
+def test_fresh_blocks_are_he_normal_by_fan_out():
+    torch.manual_seed(0)
+    block = initialise(nn.Sequential(nn.Conv2d(64, 128, 3), nn.BatchNorm2d(128)))
+    assert block[0].weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
+    assert block[1].weight.eq(1).all()
 
 
 def test_authors_preset_on_a_four_stage_net():

@@ -36,16 +36,16 @@ class LeapNetwork(nn.Module):
 def leap_sources(backbone: Backbone, modules: int, last: Block) -> list[Block]:
     """The backbone blocks whose copies make the leap network of the module that ends with block `last`.
 
-    The published table where there is one for this backbone and number of modules, else the rule. Empty where no
-    later block is left to copy.
+    The published table where there is one for this backbone and number of modules and it knows a module that ends
+    there, else the rule. Empty where no later block is left to copy.
     """
-    table = PUBLISHED_LEAPS.get((backbone.name, modules))
-    if table is None:
+    if last is backbone.blocks[-1]:
+        return []
+    table = PUBLISHED_LEAPS.get((backbone.name, modules), {})
+    labels = table.get(last.label, table.get(str(last.stage)))
+    if labels is None:
         return leap_rule(backbone, last)
     by_label = {block.label: block for block in backbone.blocks}
-    labels = table.get(last.label, table.get(str(last.stage), ""))
-    if last is backbone.blocks[-1]:
-        labels = ""
     return [by_label[label] for label in labels.split()]
 
 

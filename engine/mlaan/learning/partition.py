@@ -43,8 +43,19 @@ class Partition:
         return tuple(zip(self.starts, (*self.starts[1:], self.num_blocks), strict=True))
 
     def outputs(self, block_shapes: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-        """Output shape of every module, out of that of every block."""
-        return [block_shapes[end - 1] for _, end in self.spans]
+        """Output shape (C, H, W) of every module, out of that of every block.
+
+        Raises:
+            UserError: an output is no map of channels over pixels, so that pooling heads do not fit it.
+        """
+        shapes = [block_shapes[end - 1] for _, end in self.spans]
+        for module, shape in enumerate(shapes):
+            if len(shape) != 3:
+                raise UserError(
+                    f"the output of module {module} has shape {tuple(shape)}, but local heads need (C, H, W): "
+                    "method 'end_to_end' takes any shape"
+                )
+        return shapes
 
     def modules(self, backbone: Backbone) -> list[nn.Sequential]:
         """The local modules as views on the backbone's own stem and blocks."""

@@ -26,7 +26,7 @@ class SGD:
     A twin moves with the weights of before the step: twin <- keep * twin + (1 - keep) * weight.
 
     Args:
-        groups: for each local module the weights of its Update.
+        groups: for each local module the weights of its Update, frozen ones too; each weight in one group.
         twins: every twin; it moves in the Update of its source's module.
         names: a name for every weight, for the state dict.
         config: momentum, Nesterov, weight decay, and the learning rate to start with.
