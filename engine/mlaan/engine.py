@@ -52,7 +52,8 @@ class Engine:
 
     Args:
         model: a ResNet of this package or torchvision, a `Backbone`, or any module with `stem`, `blocks` and
-            `classifier`. It is trained in place, on the device where its weights are.
+            `classifier`. It is trained in place, on the device where its weights are, all of it in training mode;
+            weights with requires_grad = False stay.
         method: "mlaan", "dgl", "end_to_end", or a config object such as `MLAAN(preset="light", reach=3)`.
         modules: number K of local modules.
         input_shape: (C, H, W) of one image.
@@ -124,7 +125,9 @@ class Engine:
         self.partition = cut(backbone, partition.modules, partition.cuts, input_shape)
         modules = self.partition.modules(backbone)
         example = next(backbone.net.parameters())
-        self.device = example.device
+        self.device, self.dtype = example.device, example.dtype
+        if self.dtype not in (torch.float32, torch.float64):
+            raise UserError(f"the model's weights are {self.dtype}: make it float32 or float64")
         self.supervision = cast(Method, method).supervise(backbone, self.partition, block_shapes)
         self.supervision.check(len(modules))
         self.heads = nn.ModuleList(_extra_heads(self.supervision.losses, backbone))
@@ -165,11 +168,25 @@ class Engine:
         if tuple(images.shape[1:]) != self.input_shape:
             found, made = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.input_shape))
             raise UserError(f"images of {found} (C x H x W) came to an engine made for {made}: set input_shape")
-        if labels.shape != images.shape[:1]:
-            raise UserError(f"labels of shape {tuple(labels.shape)} do not go with {images.shape[0]} images")
+        if images.dtype != self.dtype:
+            raise UserError(f"images are {images.dtype}, the model's weights {self.dtype}: normalise and convert them")
+        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+            raise UserError(
+                f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not go with {images.shape[0]} images: "
+                "give one int64 class for each"
+            )
+        self._check_range(labels)
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         losses, correct = self.executor.run(images, labels, update=update)
         return StepResult(losses, correct, images.shape[0])
+
+    def _check_range(self, labels: Tensor) -> None:
+        """Labels that lie on the CPU are looked at; on a GPU that would wait for the device."""
+        if labels.device.type == "cpu" and labels.numel():
+            low, high = (int(value) for value in labels.aminmax())
+            if low < 0 or high >= self.backbone.num_classes:
+                wrong = low if low < 0 else high
+                raise UserError(f"label {wrong} is not from 0 to {self.backbone.num_classes - 1}, the model's classes")
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
@@ -227,11 +244,20 @@ class Engine:
         if state.get("made_for") != self.signature():
             made, here = state.get("made_for"), self.signature()
             raise UserError(f"this state was made for {made}, but the engine is for {here}: use the run's own config")
-        for part, module in (("backbone", self.backbone.net), ("heads", self.heads)):
-            own, given = module.state_dict(), state[part]
-            for key in [*own, *given]:
+        weights = {name: weight.detach() for weight, name in self._names().items()}
+        for part, own, some in (
+            ("backbone", self.backbone.net.state_dict(), False),
+            ("heads", self.heads.state_dict(), False),
+            ("momenta", weights, True),  # a weight that had no gradient yet has no momentum
+        ):
+            given = state.get(part, {})
+            for key in [*(() if some else own), *given]:
                 if key not in own or key not in given or own[key].shape != given[key].shape:
                     raise UserError(f"{part}.{key} of the state does not fit {self.backbone.name}: another model's?")
+        if not isinstance(state.get("learning_rate"), float):
+            raise UserError(
+                f"learning_rate = {state.get('learning_rate')!r} of the state is no number: another file's?"
+            )
         self.backbone.net.load_state_dict(state["backbone"])
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["momenta"])

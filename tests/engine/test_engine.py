@@ -171,3 +171,24 @@ def test_wrong_batches():
     images, labels = batch()
     with pytest.raises(UserError, match="do not go with 8 images"):
         engine.step(images, labels[:5])
+    with pytest.raises(UserError, match=r"torch.float32 do not go with 8 images: give one int64 class for each"):
+        engine.step(images, labels.float())
+    with pytest.raises(UserError, match="label 10 is not from 0 to 9"):
+        engine.step(images, labels.clamp(max=9) * 0 + 10)
+    with pytest.raises(UserError, match=r"images are torch.uint8, the model's weights torch.float32"):
+        engine.step((images * 20).to(torch.uint8), labels)
+
+
+def test_half_precision_weights_are_refused():
+    with pytest.raises(UserError, match=r"the model's weights are torch.bfloat16: make it float32 or float64"):
+        Engine(CifarResNet(20).bfloat16(), input_shape=(3, 16, 16))
+
+
+@pytest.mark.parametrize("spoil", [{"momenta": {"backbone.none": torch.zeros(1)}}, {"learning_rate": None}])
+def test_a_state_that_does_not_fit_changes_nothing(spoil):
+    engine, other = make(), make(seed=1)
+    other.step(*batch())
+    before = {name: t.clone() for name, t in engine.backbone.net.state_dict().items()}
+    with pytest.raises(UserError, match="of the state"):
+        engine.load_state_dict(other.state_dict() | spoil)
+    assert all(torch.equal(t, before[name]) for name, t in engine.backbone.net.state_dict().items())

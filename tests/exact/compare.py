@@ -84,9 +84,7 @@ def make_pair(
 def judge_of(engine: Engine, method: MLAAN, modules: list[Any], supervision: Any) -> TwoPath:
     count = len(modules)
     imagenet = method.preset == "authors" and engine.backbone.blocks[-1].stage == 4
-    stem = modules[0][0] if method.preset == "authors" else None
-    if stem is not None:
-        modules[0] = modules[0][1:]
+    stem, modules[0] = modules[0][0], modules[0][1:]  # both paths start from its one output
     independent: list[nn.Module | None] = [None] * count
     leaps: list[nn.Module | None] = [None] * count
     for loss in supervision.losses:

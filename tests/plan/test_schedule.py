@@ -110,13 +110,14 @@ def plans(draw):
     largest = max(max(g) for g in graph.groups if g)
     schedule = draw(st.sampled_from(["lean", "windowed", "full"]))
     window = draw(st.integers(largest, modules)) if schedule == "windowed" else 0
-    return make_plan(graph, schedule, window, draw(st.sampled_from(["none", "once", "each"]))), largest, schedule
+    recompute = draw(st.sampled_from(["none", "once", "each"]))
+    return make_plan(graph, schedule, window, recompute), largest, schedule, recompute
 
 
 @given(plans())
 def test_every_plan_is_sound(drawn):
     """Every task once, after what it needs; saved tensors there when used and gone when no longer."""
-    plan, largest, schedule = drawn
+    plan, largest, schedule, recompute = drawn
     done: set[Task] = set()
     alive: set[int] = set()
     for step in plan.steps:
@@ -136,3 +137,7 @@ def test_every_plan_is_sound(drawn):
     assert done.issuperset(plan.graph.needs)
     if schedule == "lean":
         assert plan.window <= largest
+    rebuilds = [plan.rebuilds(m) for m in range(plan.graph.modules)]
+    assert recompute != "none" or not any(rebuilds)
+    assert recompute != "once" or max(rebuilds) <= 1
+    assert recompute != "each" or plan.window <= 1

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlaan.errors import UserError
 
@@ -23,12 +23,12 @@ class ModuleState:
     """
 
     def __init__(self, module: nn.Module, moves: Mapping[nn.Module, int] | None = None) -> None:
-        self.norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+        self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         tracked = {id(buffer) for norm in self.norms for buffer in norm.buffers(recurse=False)}
         self.others = [buffer for buffer in module.buffers() if id(buffer) not in tracked]
-        self.repeated: list[tuple[_NormBase, float, int]] = []
+        self.repeated: list[tuple[_BatchNorm, float, int]] = []
         for part, count in (moves or {}).items():
-            for norm in (m for m in part.modules() if isinstance(m, _NormBase) and m.track_running_stats):
+            for norm in (m for m in part.modules() if isinstance(m, _BatchNorm) and m.track_running_stats):
                 if count == 1:
                     continue
                 if norm.momentum is None:

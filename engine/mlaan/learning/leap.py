@@ -42,11 +42,11 @@ def leap_sources(backbone: Backbone, modules: int, last: Block) -> list[Block]:
     if last is backbone.blocks[-1]:
         return []
     table = PUBLISHED_LEAPS.get((backbone.name, modules), {})
-    labels = table.get(last.label, table.get(str(last.stage)))
-    if labels is None:
-        return leap_rule(backbone, last)
+    labels = table.get(last.label, table.get(str(last.stage), "")).split()
     by_label = {block.label: block for block in backbone.blocks}
-    return [by_label[label] for label in labels.split()]
+    if not labels or not by_label.keys() >= set(labels):  # another net may go by the published one's name
+        return leap_rule(backbone, last)
+    return [by_label[label] for label in labels]
 
 
 def leap_rule(backbone: Backbone, last: Block) -> list[Block]:

@@ -100,14 +100,15 @@ def cut(
 
 
 def _published(backbone: Backbone, modules: int) -> Partition:
-    ends = PUBLISHED_ENDS.get((backbone.name, modules))
-    if ends is None:
+    ends = PUBLISHED_ENDS.get((backbone.name, modules), "")
+    position = {block.label: i for i, block in enumerate(backbone.blocks)}
+    if ends == "every block" and len(position) == modules:
+        return Partition(tuple(range(modules)), modules)
+    if not ends or not position.keys() >= set(ends.split()):
         known = sorted(k for name, k in PUBLISHED_ENDS if name == backbone.name)
         fix = f"it has one for {known} modules" if known else "it has none: use even, flops or bytes"
+        fix += " (where every block is a module the papers count the stem as one more: their 16, 34, 51, 55 less one)"
         raise UserError(f"partition.cuts = 'published' gives no cut of {backbone.name} in {modules} modules: {fix}")
-    position = {block.label: i for i, block in enumerate(backbone.blocks)}
-    if ends == "every block":
-        return Partition(tuple(range(modules)), len(backbone.blocks))
     return Partition((0, *(position[end] + 1 for end in ends.split()[:-1])), len(backbone.blocks))
 
 

@@ -104,7 +104,8 @@ class Backbone:
                 part = f"block {block.label}"
                 h = on_meta(block.module)(h.detach().requires_grad_())
                 shapes.append(tuple(h.shape[1:]))
-            on_meta(self.classifier)(h)
+            part = "classifier"
+            on_meta(self.classifier)(h.detach().requires_grad_())
         except RuntimeError as error:
             if "in-place" in str(error):
                 raise UserError(
