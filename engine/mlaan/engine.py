@@ -1,5 +1,6 @@
 """The engine: a backbone, a method and a memory policy in, exact training steps out."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfig
+from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfig, make
 from mlaan.errors import UserError
 from mlaan.execute import AutogradModule, EagerExecutor, ModuleState
 from mlaan.learning import Method, cut
-from mlaan.models import Backbone, as_backbone
+from mlaan.models import Backbone, as_backbone, on_meta
 from mlaan.optim.sgd import SGD
 from mlaan.plan import build_graph, head_homes, make_plan
 from mlaan.plan.report import Site, report
@@ -84,13 +85,27 @@ class Engine:
         weight_decay: float = 1e-4,
         **options: Any,
     ) -> None:
-        if options and not isinstance(method, str):
+        if isinstance(method, str):
+            if method not in MethodConfig.choices:
+                raise UserError(f"method = {method!r} must be one of {', '.join(sorted(MethodConfig.choices))}")
+            kind, settings = MethodConfig.choices[method], options
+        elif options:
             raise UserError(f"{next(iter(options))!r} belongs into the method's own config: method={method!r}")
-        chosen = _named(method, options) if isinstance(method, str) else method
-        # the sections check their own values
-        memory = MemoryConfig(cast(Any, schedule), window, cast(Any, recompute))
-        optim = OptimConfig(learning_rate, momentum, nesterov, weight_decay)
-        partition = PartitionConfig(modules, cast(Any, cuts if isinstance(cuts, str) else tuple(cuts)))
+        else:
+            kind, settings = type(method), {f.name: getattr(method, f.name) for f in fields(cast(Any, method))}
+        chosen = make(kind, "method", **settings)
+        memory = make(MemoryConfig, "memory", schedule=schedule, window=window, recompute=recompute)
+        optim = make(
+            OptimConfig,
+            "optim",
+            learning_rate=learning_rate,
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+        )
+        partition = make(
+            PartitionConfig, "partition", modules=modules, cuts=cuts if isinstance(cuts, str) else tuple(cuts)
+        )
         self._assemble(as_backbone(model), chosen, partition, memory, optim, tuple(input_shape))
 
     @classmethod
@@ -117,9 +132,6 @@ class Engine:
         optim: OptimConfig,
         input_shape: tuple[int, ...],
     ) -> None:
-        for key, allowed in (("schedule", _SCHEDULES), ("recompute", _RECOMPUTE)):
-            if getattr(memory, key) not in allowed:
-                raise UserError(f"memory.{key} = {getattr(memory, key)!r} must be one of {', '.join(allowed)}")
         self.backbone, self.method, self.input_shape = backbone, method, input_shape
         block_shapes = backbone.block_shapes(input_shape)
         self.partition = cut(backbone, partition.modules, partition.cuts, input_shape)
@@ -165,6 +177,20 @@ class Engine:
         return self._run(images, labels, update=False)
 
     def _run(self, images: Tensor, labels: Tensor, *, update: bool) -> StepResult:
+        images, labels = self._checked(images, labels, training=True)
+        losses, correct = self.executor.run(images, labels, update=update)
+        return StepResult(losses, correct, images.shape[0])
+
+    def _checked(self, images: Tensor, labels: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
+        """A batch that fits the engine, on its device.
+
+        Labels that lie on the CPU are looked at one by one; on a GPU that would wait for the device.
+        """
+        for name, value in (("images", images), ("labels", labels)):
+            if not isinstance(value, Tensor):
+                raise UserError(
+                    f"{name} are a {type(value).__name__}: make them a tensor, such as torch.as_tensor({name})"
+                )
         if tuple(images.shape[1:]) != self.input_shape:
             found, made = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.input_shape))
             raise UserError(f"images of {found} (C x H x W) came to an engine made for {made}: set input_shape")
@@ -175,18 +201,30 @@ class Engine:
                 f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not go with {images.shape[0]} images: "
                 "give one int64 class for each"
             )
-        self._check_range(labels)
-        images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-        losses, correct = self.executor.run(images, labels, update=update)
-        return StepResult(losses, correct, images.shape[0])
-
-    def _check_range(self, labels: Tensor) -> None:
-        """Labels that lie on the CPU are looked at; on a GPU that would wait for the device."""
-        if labels.device.type == "cpu" and labels.numel():
+        if not labels.numel():
+            raise UserError("the batch is empty: leave it out")
+        if labels.device.type == "cpu":
             low, high = (int(value) for value in labels.aminmax())
             if low < 0 or high >= self.backbone.num_classes:
                 wrong = low if low < 0 else high
                 raise UserError(f"label {wrong} is not from 0 to {self.backbone.num_classes - 1}, the model's classes")
+        if training and images.shape[0] == 1:
+            self._check_single()
+        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def _check_single(self) -> None:
+        """One image is enough for a step unless a BatchNorm sees it as one pixel; found out before anything moves."""
+        try:
+            h = on_meta(self.backbone.stem)(torch.empty(1, *self.input_shape, device="meta", dtype=self.dtype))
+            for i, block in enumerate(self.backbone.blocks):
+                h = on_meta(block.module)(h)
+                for loss in self.supervision.losses:
+                    if self.partition.spans[loss.module][1] == i + 1:
+                        on_meta(loss.head)(h)
+        except ValueError as error:
+            raise UserError(
+                f"a batch of one image is too small for a BatchNorm ({error}): use larger batches, drop_last=True"
+            ) from None
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
@@ -201,7 +239,7 @@ class Engine:
         self.backbone.net.eval()
         try:
             for images, labels in batches:
-                images, labels = images.to(self.device), labels.to(self.device)
+                images, labels = self._checked(images, labels, training=False)
                 logits = self.backbone.net(images)
                 loss += F.cross_entropy(logits, labels, reduction="sum")
                 correct += (logits.argmax(1) == labels).sum()
@@ -219,6 +257,8 @@ class Engine:
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
+        if not 0 <= value < math.inf:
+            raise UserError(f"learning_rate = {value} must be a finite number, 0 or more")
         self.optimizer.learning_rate = value
 
     def state_dict(self) -> dict[str, Any]:
@@ -306,18 +346,6 @@ class Engine:
             return {}
         moves = dict.fromkeys(module.children(), self.supervision.statistics[index])
         return moves | {self.backbone.stem: self.supervision.stem_statistics} if index == 0 else moves
-
-
-def _named(name: str, options: Mapping[str, Any]) -> MethodConfig:
-    known = [f.name for f in fields(MethodConfig.choices[name])] if name in MethodConfig.choices else []
-    for key in options:
-        if known and key not in known:
-            raise UserError(f"{key!r} is neither an engine setting nor one of method {name!r}: choose from {known}")
-    return MethodConfig.make(name, **options)
-
-
-_SCHEDULES = ("lean", "windowed", "full")
-_RECOMPUTE = ("none", "once", "each")
 
 
 def _extra_heads(losses: Iterable[Any], backbone: Backbone) -> list[nn.Module]:

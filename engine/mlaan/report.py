@@ -28,7 +28,7 @@ def summary(folder: RunFolder) -> str:
     speed = sum(epoch["images_per_second"] for epoch in epochs) / len(epochs)
     facts = {
         "test top-1": f"{percent(last['test_top1'])} of the exported backbone (loss {last['test_loss']:.4f})",
-        "best": f"{percent(last['best_top1'])} after epoch {last['best_epoch']} of {last['epoch']}",
+        "best": f"{percent(last['best_top1'])} after epoch {last['best_epoch']} of {last['epoch']}, by the test",
         "time": f"{duration(last['seconds'])}, {speed:.0f} img/s in training",
         "memory": f"{mebibytes(last['memory_bytes'])} at the peak",
         "run folder": str(folder.path),

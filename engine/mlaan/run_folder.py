@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class RunFolder:
                     f"run.folder = {config.run.folder!r} holds a run already: continue it with "
                     f"`mlaan train --resume {config.run.folder}`, or give another --run.folder"
                 )
+            if folder.path.is_dir() and any(folder.path.iterdir()):
+                raise UserError(f"run.folder = {config.run.folder!r} holds other files: give a new or empty folder")
             folder._make(exist_ok=True)
             return folder
         stem = f"{config.data.name}-{config.model.name}-{config.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -92,7 +94,8 @@ class RunFolder:
             leftover.unlink()
 
     def write_config(self, config: Config) -> None:
-        """Writes config.toml, in one step."""
+        """Writes config.toml, in one step; without run.folder, so that a run from it gets a folder of its own."""
+        config = replace(config, run=replace(config.run, folder=""))
         temporary = self.config.with_suffix(".toml.tmp")
         temporary.write_text(dumps(config), encoding="utf-8")
         temporary.replace(self.config)

@@ -150,13 +150,19 @@ def test_a_model_of_ones_own():
         ({"modules": 0}, r"partition.modules = 0 must be at least 1"),
         ({"reach": 0}, r"method.reach = 0"),
         ({"method": "mlan"}, r"mlan.*mlaan"),
-        ({"schedule": "fast"}, r"memory.schedule = 'fast' must be one of lean, windowed, full"),
-        ({"recompute": "all"}, r"memory.recompute = 'all' must be one of none, once, each"),
+        ({"schedule": "fast"}, r"memory.schedule = 'fast' must be 'lean', 'full' or 'windowed'"),
+        ({"recompute": "all"}, r"memory.recompute = 'all' must be '"),
         ({"schedule": "windowed"}, r"memory.window = 0 does not fit"),
         ({"schedule": "windowed", "window": 1}, r"memory.window = 1 must be from 2"),
         ({"learning_rate": -1.0}, r"optim.learning_rate = -1.0"),
+        ({"preset": "lite"}, r"method.preset = 'lite' must be 'light'"),
+        ({"mlm": "no"}, r"method.mlm = 'no' must be"),
+        ({"method": MLAAN(twins="frist")}, r"method.twins = 'frist' must be 'first'"),
+        ({"learning_rate": "0.1"}, r"optim.learning_rate = '0.1' must be"),
+        ({"modules": 2.0}, r"partition.modules = 2.0 must be"),
+        ({"method": "end_to_end", "preset": "light"}, r"method.preset is no setting"),
         ({"method": MLAAN(), "reach": 3}, r"'reach' belongs into the method's own config"),
-        ({"speed": 3}, r"'speed' is neither an engine setting nor one of method 'mlaan': .*'reach'"),
+        ({"speed": 3}, r"method.speed is no setting: choose from .*reach"),
     ],
 )
 def test_wrong_settings_name_the_key_and_the_fix(settings, message):
@@ -173,10 +179,26 @@ def test_wrong_batches():
         engine.step(images, labels[:5])
     with pytest.raises(UserError, match=r"torch.float32 do not go with 8 images: give one int64 class for each"):
         engine.step(images, labels.float())
+    with pytest.raises(UserError, match="the batch is empty"):
+        engine.step(images[:0], labels[:0])
+    with pytest.raises(UserError, match="labels are a list"):
+        engine.step(images, labels.tolist())
+    with pytest.raises(UserError, match=r"learning_rate = nan must be a finite number"):
+        engine.learning_rate = float("nan")
     with pytest.raises(UserError, match="label 10 is not from 0 to 9"):
         engine.step(images, labels.clamp(max=9) * 0 + 10)
     with pytest.raises(UserError, match=r"images are torch.uint8, the model's weights torch.float32"):
         engine.step((images * 20).to(torch.uint8), labels)
+
+
+def test_one_image_is_refused_only_where_a_batchnorm_needs_two():
+    engine = make()
+    assert torch.isfinite(engine.step(*batch(samples=1)).losses).all()
+    deep = Engine(build("resnet18", 10), "mlaan", 4, input_shape=(3, 16, 16), preset="light")
+    before = {name: t.clone() for name, t in deep.backbone.net.state_dict().items()}
+    with pytest.raises(UserError, match=r"a batch of one image is too small for a BatchNorm"):
+        deep.step(*batch(samples=1))
+    assert all(torch.equal(t, before[name]) for name, t in deep.backbone.net.state_dict().items())
 
 
 def test_half_precision_weights_are_refused():

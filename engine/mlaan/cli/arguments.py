@@ -12,7 +12,7 @@ Overrides = list[tuple[str, str]]
 Command = Callable[[argparse.Namespace, Overrides], int]
 
 OVERVIEW = """\
-Trains networks in local modules, exactly as end-to-end gradients of local losses ask.
+Trains networks in local modules, each by losses of its own, with exact gradients.
 
 start here
   mlaan train                          the default: a small ResNet by MLAAN on handwritten digits

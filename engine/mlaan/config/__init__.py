@@ -13,7 +13,7 @@ from mlaan.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from mlaan.config.writing import Setting, describe, dumps
+from mlaan.config.writing import Setting, describe, dumps, make
 
 __all__ = [
     "Choice",
@@ -30,5 +30,6 @@ __all__ = [
     "describe",
     "dumps",
     "load",
+    "make",
     "setting",
 ]

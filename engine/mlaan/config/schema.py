@@ -124,5 +124,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.optim.warmup_epochs >= self.train.epochs:
             raise UserError(
-                f"optim.warmup_epochs = {self.optim.warmup_epochs} must be below train.epochs = {self.train.epochs}"
+                f"optim.warmup_epochs = {self.optim.warmup_epochs} must be below train.epochs = {self.train.epochs}: "
+                "set optim.warmup_epochs = 0, or train for longer"
             )

@@ -2,13 +2,14 @@
 
 import textwrap
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mlaan.config.toml import value_text
 from mlaan.config.tree import UNSET, about, default_of, fields_of, is_family, is_section, join
 from mlaan.config.values import Mismatch, any_of, choices, expected, from_toml, show
 from mlaan.errors import UserError
 
+T = TypeVar("T")
 _WIDTH = 100
 
 
@@ -31,16 +32,31 @@ def _table(section: Any, kind: type[Any], key: str) -> Iterator[str]:
     fields = fields_of(type(section))
     for name, info in fields.items():
         if not is_section(info.kind):
-            value = getattr(section, name)
-            try:
-                text = value_text(from_toml(info.kind, value))
-            except Mismatch:
-                raise UserError(f"{join(key, name)} = {show(value)} must be {expected(info.kind, value)}") from None
             yield from _comment(info.help)
-            yield f"{name} = {text}"
+            yield f"{name} = {value_text(_checked(info.kind, getattr(section, name), join(key, name)))}"
     for name, info in fields.items():
         if is_section(info.kind):
             yield from _table(getattr(section, name), info.kind, join(key, name))
+
+
+def make(section: type[T], key: str, **values: Any) -> T:
+    """A section out of Python values, held to the same types and choices as a file's; `key` is its name in messages.
+
+    Raises UserError for a field the section does not have, and for a value that its type refuses.
+    """
+    fields = fields_of(section)
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"{join(key, name)} is no setting: choose from {any_of(sorted(fields) or ['none'])}")
+        _checked(fields[name].kind, value, join(key, name))
+    return section(**values)
+
+
+def _checked(kind: Any, value: Any, key: str) -> Any:
+    try:
+        return from_toml(kind, value)
+    except Mismatch:
+        raise UserError(f"{key} = {show(value)} must be {expected(kind, value)}") from None
 
 
 def _comment(text: str) -> list[str]:
