@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfig, make
 from mlaan.errors import UserError
-from mlaan.execute import AutogradModule, EagerExecutor, ModuleState
+from mlaan.execute import AutogradModule, BatchCheck, EagerExecutor, ModuleState
 from mlaan.learning import Method, cut
-from mlaan.models import Backbone, as_backbone, on_meta
+from mlaan.models import Backbone, as_backbone
 from mlaan.optim.sgd import SGD
 from mlaan.plan import build_graph, head_homes, make_plan
 from mlaan.plan.report import Site, report
@@ -137,9 +137,7 @@ class Engine:
         self.partition = cut(backbone, partition.modules, partition.cuts, input_shape)
         modules = self.partition.modules(backbone)
         example = next(backbone.net.parameters())
-        self.device, self.dtype = example.device, example.dtype
-        if self.dtype not in (torch.float32, torch.float64):
-            raise UserError(f"the model's weights are {self.dtype}: make it float32 or float64")
+        self.device = example.device
         self.supervision = cast(Method, method).supervise(backbone, self.partition, block_shapes)
         self.supervision.check(len(modules))
         self.heads = nn.ModuleList(_extra_heads(self.supervision.losses, backbone))
@@ -158,17 +156,18 @@ class Engine:
             [ModuleState(module, self._moves(i, module)) for i, module in enumerate(modules)],
             self.optimizer.update,
         )
+        self.batch_check = BatchCheck(backbone, self.partition, self.supervision, input_shape)
         self._train_mode()
 
     def step(self, images: Tensor, labels: Tensor) -> StepResult:
         """One training step: forward, all local losses, their gradients, and the update of twins and weights.
 
         Args:
-            images: (N, C, H, W), floating point, anywhere.
+            images: (N, C, H, W) of the model's dtype, on any device.
             labels: (N,) int64, each from 0 to classes - 1.
 
         Raises:
-            UserError: images of another shape than the engine was made for, or other counts of labels.
+            UserError: the batch does not fit; nothing has moved then.
         """
         return self._run(images, labels, update=True)
 
@@ -177,54 +176,9 @@ class Engine:
         return self._run(images, labels, update=False)
 
     def _run(self, images: Tensor, labels: Tensor, *, update: bool) -> StepResult:
-        images, labels = self._checked(images, labels, training=True)
+        images, labels = self.batch_check(images, labels, training=True)
         losses, correct = self.executor.run(images, labels, update=update)
         return StepResult(losses, correct, images.shape[0])
-
-    def _checked(self, images: Tensor, labels: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
-        """A batch that fits the engine, on its device.
-
-        Labels that lie on the CPU are looked at one by one; on a GPU that would wait for the device.
-        """
-        for name, value in (("images", images), ("labels", labels)):
-            if not isinstance(value, Tensor):
-                raise UserError(
-                    f"{name} are a {type(value).__name__}: make them a tensor, such as torch.as_tensor({name})"
-                )
-        if tuple(images.shape[1:]) != self.input_shape:
-            found, made = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.input_shape))
-            raise UserError(f"images of {found} (C x H x W) came to an engine made for {made}: set input_shape")
-        if images.dtype != self.dtype:
-            raise UserError(f"images are {images.dtype}, the model's weights {self.dtype}: normalise and convert them")
-        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-            raise UserError(
-                f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not go with {images.shape[0]} images: "
-                "give one int64 class for each"
-            )
-        if not labels.numel():
-            raise UserError("the batch is empty: leave it out")
-        if labels.device.type == "cpu":
-            low, high = (int(value) for value in labels.aminmax())
-            if low < 0 or high >= self.backbone.num_classes:
-                wrong = low if low < 0 else high
-                raise UserError(f"label {wrong} is not from 0 to {self.backbone.num_classes - 1}, the model's classes")
-        if training and images.shape[0] == 1:
-            self._check_single()
-        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-
-    def _check_single(self) -> None:
-        """One image is enough for a step unless a BatchNorm sees it as one pixel; found out before anything moves."""
-        try:
-            h = on_meta(self.backbone.stem)(torch.empty(1, *self.input_shape, device="meta", dtype=self.dtype))
-            for i, block in enumerate(self.backbone.blocks):
-                h = on_meta(block.module)(h)
-                for loss in self.supervision.losses:
-                    if self.partition.spans[loss.module][1] == i + 1:
-                        on_meta(loss.head)(h)
-        except ValueError as error:
-            raise UserError(
-                f"a batch of one image is too small for a BatchNorm ({error}): use larger batches, drop_last=True"
-            ) from None
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
@@ -239,7 +193,7 @@ class Engine:
         self.backbone.net.eval()
         try:
             for images, labels in batches:
-                images, labels = self._checked(images, labels, training=False)
+                images, labels = self.batch_check(images, labels, training=False)
                 logits = self.backbone.net(images)
                 loss += F.cross_entropy(logits, labels, reduction="sum")
                 correct += (logits.argmax(1) == labels).sum()

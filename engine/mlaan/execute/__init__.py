@@ -1,7 +1,8 @@
 """Execute: run a step plan."""
 
+from mlaan.execute.batch import BatchCheck
 from mlaan.execute.eager import EagerExecutor
 from mlaan.execute.module import AutogradModule, Cotangent, ModuleWork
 from mlaan.execute.statistics import ModuleState, RandomState
 
-__all__ = ["AutogradModule", "Cotangent", "EagerExecutor", "ModuleState", "ModuleWork", "RandomState"]
+__all__ = ["AutogradModule", "BatchCheck", "Cotangent", "EagerExecutor", "ModuleState", "ModuleWork", "RandomState"]

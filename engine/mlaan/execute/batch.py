@@ -1,0 +1,82 @@
+"""What comes from outside is looked at before anything moves."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mlaan.errors import UserError
+from mlaan.learning import Partition, Supervision
+from mlaan.models import Backbone, on_meta
+
+
+class BatchCheck:
+    """Holds batches against what an engine was made for.
+
+    Args:
+        backbone: its first weight tells dtype and device.
+        input_shape: (C, H, W) of one image.
+
+    Raises:
+        UserError: the weights are neither float32 nor float64.
+    """
+
+    def __init__(
+        self, backbone: Backbone, partition: Partition, supervision: Supervision, input_shape: Sequence[int]
+    ) -> None:
+        self.backbone, self.partition, self.supervision = backbone, partition, supervision
+        self.input_shape, self.classes = tuple(input_shape), backbone.num_classes
+        example = next(backbone.net.parameters())
+        self.device, self.dtype = example.device, example.dtype
+        if self.dtype not in (torch.float32, torch.float64):
+            raise UserError(f"the model's weights are {self.dtype}: make it float32 or float64")
+
+    def __call__(self, images: Tensor, labels: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
+        """The batch on the engine's device.
+
+        Labels that lie on the CPU are looked at one by one; on a GPU that would wait for the device.
+
+        Raises:
+            UserError: the batch does not fit; the message says what was found and what is wanted.
+        """
+        for name, value in (("images", images), ("labels", labels)):
+            if not isinstance(value, Tensor):
+                raise UserError(
+                    f"{name} are a {type(value).__name__}: make them a tensor, such as torch.as_tensor({name})"
+                )
+        if tuple(images.shape[1:]) != self.input_shape:
+            found, made = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.input_shape))
+            raise UserError(f"images of {found} (C x H x W) came to an engine made for {made}: set input_shape")
+        if images.dtype != self.dtype:
+            raise UserError(f"images are {images.dtype}, the model's weights {self.dtype}: normalise and convert them")
+        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+            raise UserError(
+                f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not go with {images.shape[0]} images: "
+                "give one int64 class for each"
+            )
+        if not labels.numel():
+            raise UserError("the batch is empty: leave it out")
+        if labels.device.type == "cpu":
+            low, high = (int(value) for value in labels.aminmax())
+            if low < 0 or high >= self.classes:
+                wrong = low if low < 0 else high
+                raise UserError(f"label {wrong} is not from 0 to {self.classes - 1}, the model's classes")
+        if training and images.shape[0] == 1:
+            self._check_single()
+        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def _check_single(self) -> None:
+        """One image is enough for a step unless a BatchNorm sees it as one pixel: tried on the meta device."""
+        heads: dict[int, list[torch.nn.Module]] = {}
+        for loss in self.supervision.losses:
+            heads.setdefault(self.partition.spans[loss.module][1] - 1, []).append(loss.head)
+        try:
+            h = on_meta(self.backbone.stem)(torch.empty(1, *self.input_shape, device="meta", dtype=self.dtype))
+            for i, block in enumerate(self.backbone.blocks):
+                h = on_meta(block.module)(h)
+                for head in heads.get(i, []):
+                    on_meta(head)(h)
+        except ValueError as error:
+            raise UserError(
+                f"a batch of one image is too small for a BatchNorm ({error}): use larger batches, drop_last=True"
+            ) from None
