@@ -142,8 +142,6 @@ class Engine:
         self.supervision.check(len(modules))
         self.heads = nn.ModuleList(_extra_heads(self.supervision.losses, backbone))
         self.heads.to(example)
-        for twin in self.supervision.twins:
-            twin.block.to(example)
         graph = build_graph(len(modules), self.supervision, modules)
         self.plan = make_plan(graph, memory.schedule, memory.window, memory.recompute)
         self.loss_names = tuple(loss.name for loss in self.supervision.losses)

@@ -1,5 +1,6 @@
 """From the section `data` to batches on the device."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -31,30 +32,9 @@ def loaders(config: DataConfig, device: torch.device | str, seed: int) -> Loader
     if not isinstance(config, ImageSource):
         raise TypeError(f"{type(config).__name__} must derive from mlaan.data.ImageSource too")
     data = config.load()
-    train = MemoryLoader(
-        data.train_images,
-        data.train_labels,
-        batch=config.batch,
-        device=device,
-        mean=data.mean,
-        std=data.std,
-        augment=config.augmentation(),
-        shuffle=True,
-        drop_last=True,
-        seed=seed,
-    )
-    test = MemoryLoader(
-        data.test_images,
-        data.test_labels,
-        batch=config.batch,
-        device=device,
-        mean=data.mean,
-        std=data.std,
-        augment=None,
-        shuffle=False,
-        drop_last=False,
-        seed=seed,
-    )
+    loader = partial(MemoryLoader, batch=config.batch, device=device, mean=data.mean, std=data.std, seed=seed)
+    train = loader(data.train_images, data.train_labels, augment=config.augmentation(), shuffle=True, drop_last=True)
+    test = loader(data.test_images, data.test_labels, augment=None, shuffle=False, drop_last=False)
     return Loaders(data, train, test)
 
 
