@@ -6,7 +6,7 @@ import torch
 
 from mlaan import data, models
 from mlaan.config import Config
-from mlaan.data import Dataset, MemoryLoader
+from mlaan.data import Described, Loader
 from mlaan.engine import Engine
 from mlaan.errors import UserError
 
@@ -15,9 +15,9 @@ class Parts(NamedTuple):
     """What a run is made of."""
 
     engine: Engine
-    train_batches: MemoryLoader
-    test_batches: MemoryLoader
-    dataset: Dataset
+    train_batches: Loader
+    test_batches: Loader
+    dataset: Described
 
 
 def build(config: Config) -> Parts:
@@ -35,10 +35,18 @@ def build(config: Config) -> Parts:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config.train.seed)
     dataset, train_batches, test_batches = data.loaders(config.data, device, config.train.seed)
-    backbone = models.build(config.model.name, dataset.classes, dataset.image_shape[0])
+    channels, *size = dataset.image_shape
+    backbone = models.build(config.model.name, dataset.classes, channels, size, config.model.weights)
     backbone.net.to(device)
     engine = Engine.from_config(
-        backbone, config.method, config.partition, config.memory, config.optim, dataset.image_shape
+        backbone,
+        config.method,
+        config.partition,
+        config.memory,
+        config.optim,
+        dataset.image_shape,
+        train=config.train,
+        normalisation=(dataset.mean, dataset.std),
     )
     return Parts(engine, train_batches, test_batches, dataset)
 

@@ -128,7 +128,7 @@ def require_same_run(checkpoint: Checkpoint, config: str, path: Path) -> None:
     Raises:
         UserError: a setting other than run.* and train.epochs differs; the message names it and both models.
     """
-    saved, here = (_flat(tomllib.loads(text)) for text in (checkpoint.config, config))
+    saved, here = (flat(tomllib.loads(text)) for text in (checkpoint.config, config))
     for key in [*here, *(key for key in saved if key not in here)]:
         if not key.startswith(CHANGEABLE) and saved.get(key) != here.get(key):
             there, this = show(saved.get(key)), show(here.get(key))
@@ -138,11 +138,12 @@ def require_same_run(checkpoint: Checkpoint, config: str, path: Path) -> None:
             )
 
 
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
+    values: dict[str, Any] = {}
     for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return values
 
 
 def _sign(file: BinaryIO) -> None:

@@ -2,21 +2,23 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfig, make
+from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfig, TrainConfig, make
 from mlaan.errors import UserError
-from mlaan.execute import AutogradModule, BatchCheck, EagerExecutor, ModuleState
-from mlaan.learning import Method, cut
+from mlaan.execute import Autocast, AutogradModule, BatchCheck, EagerExecutor, ModuleState
+from mlaan.learning import Method, Normalisation, Site, cut
 from mlaan.models import Backbone, as_backbone
 from mlaan.optim.sgd import SGD
 from mlaan.plan import build_graph, head_homes, make_plan
-from mlaan.plan.report import Site, report
+from mlaan.plan.report import Planned, report
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class StepResult:
 
     Attributes:
         losses: (L,) every local loss, unweighted, in the order of `Engine.loss_names`.
-        correct: (L,) int64, right top-1 answers of each head in this batch.
+        correct: (L,) int64, right top-1 answers of each head in this batch; 0 where a head gives no logits
+            (`Engine.loss_predicts`).
         samples: images in the batch.
     """
 
@@ -60,6 +63,11 @@ class Engine:
         input_shape: (C, H, W) of one image.
         cuts: "even", "flops", "bytes", "published", or the first block of every module.
         schedule, window, recompute: what is kept between forward and backward; see `MemoryConfig`.
+        normalisation: mean and standard deviation of the images' channels (where the largest pixel value counts as
+            1), for methods that rebuild the image.
+        precision: "float32" keeps the weights' own; "bfloat16" runs modules and heads under autocast, while weights,
+            losses and updates stay as they are.
+        channels_last: lay weights and images out as (N, H, W, C) in memory.
         learning_rate, momentum, nesterov, weight_decay: see `OptimConfig`. `engine.learning_rate` may be set
             before any step.
         options: fields of the named method's config, such as `reach=3`.
@@ -79,6 +87,9 @@ class Engine:
         schedule: str = "lean",
         window: int = 0,
         recompute: str = "none",
+        normalisation: Normalisation | None = None,
+        precision: str = "float32",
+        channels_last: bool = False,
         learning_rate: float = 0.05,
         momentum: float = 0.9,
         nesterov: bool = True,
@@ -106,7 +117,9 @@ class Engine:
         partition = make(
             PartitionConfig, "partition", modules=modules, cuts=cuts if isinstance(cuts, str) else tuple(cuts)
         )
-        self._assemble(as_backbone(model), chosen, partition, memory, optim, tuple(input_shape))
+        layout = make(TrainConfig, "train", precision=precision, channels_last=channels_last)
+        backbone = as_backbone(model, tuple(input_shape))
+        self._assemble(backbone, chosen, partition, memory, optim, layout, tuple(input_shape), normalisation)
 
     @classmethod
     def from_config(
@@ -117,10 +130,14 @@ class Engine:
         memory: MemoryConfig,
         optim: OptimConfig,
         input_shape: Sequence[int],
+        *,
+        train: TrainConfig | None = None,
+        normalisation: Normalisation | None = None,
     ) -> "Engine":
-        """An engine out of config sections, as the command line makes it."""
+        """An engine out of config sections, as the command line makes it; of `train` it takes what arithmetic it is."""
         engine = cls.__new__(cls)
-        engine._assemble(backbone, method, partition, memory, optim, tuple(input_shape))
+        train = train or TrainConfig()
+        engine._assemble(backbone, method, partition, memory, optim, train, tuple(input_shape), normalisation)
         return engine
 
     def _assemble(
@@ -130,31 +147,43 @@ class Engine:
         partition: PartitionConfig,
         memory: MemoryConfig,
         optim: OptimConfig,
+        train: TrainConfig,
         input_shape: tuple[int, ...],
+        normalisation: Normalisation | None,
     ) -> None:
         self.backbone, self.method, self.input_shape = backbone, method, input_shape
         block_shapes = backbone.block_shapes(input_shape)
+        if train.channels_last:
+            cast(Any, backbone.net).to(memory_format=torch.channels_last)
         self.partition = cut(backbone, partition.modules, partition.cuts, input_shape)
         modules = self.partition.modules(backbone)
         example = next(backbone.net.parameters())
         self.device = example.device
-        self.supervision = cast(Method, method).supervise(backbone, self.partition, block_shapes)
+        self.site = Site(backbone, self.partition, block_shapes, input_shape, normalisation)
+        self.supervision = cast(Method, method).supervise(self.site)
         self.supervision.check(len(modules))
         self.heads = nn.ModuleList(_extra_heads(self.supervision.losses, backbone))
         self.heads.to(example)
+        if train.channels_last:
+            cast(Any, self.heads).to(memory_format=torch.channels_last)
+        self.autocast = _autocast(train.precision, example)
         graph = build_graph(len(modules), self.supervision, modules)
         self.plan = make_plan(graph, memory.schedule, memory.window, memory.recompute)
         self.loss_names = tuple(loss.name for loss in self.supervision.losses)
         self.loss_modules = tuple(loss.module for loss in self.supervision.losses)
+        self.loss_predicts = tuple(loss.predicts for loss in self.supervision.losses)
         self.optimizer = SGD(self._groups(modules), self.supervision.twins, self._names(), optim)
         self.executor = EagerExecutor(
             self.plan,
             self.supervision,
-            [AutogradModule(module) for module in modules],
+            [AutogradModule(module, self.autocast) for module in modules],
             [ModuleState(module, self._moves(i, module)) for i, module in enumerate(modules)],
             self.optimizer.update,
+            self.autocast,
         )
-        self.batch_check = BatchCheck(backbone, self.partition, self.supervision, input_shape)
+        self.batch_check = BatchCheck(
+            backbone, self.partition, self.supervision, input_shape, channels_last=train.channels_last
+        )
         self._train_mode()
 
     def step(self, images: Tensor, labels: Tensor) -> StepResult:
@@ -192,7 +221,9 @@ class Engine:
         try:
             for images, labels in batches:
                 images, labels = self.batch_check(images, labels, training=False)
-                logits = self.backbone.net(images)
+                with self.autocast():
+                    logits = self.backbone.net(images)
+                logits = logits.to(images.dtype)
                 loss += F.cross_entropy(logits, labels, reduction="sum")
                 correct += (logits.argmax(1) == labels).sum()
                 samples += images.shape[0]
@@ -257,7 +288,7 @@ class Engine:
 
     def describe(self, batch: int) -> dict[str, Any]:
         """The step plan's figures for a batch, as plain data; `mlaan.plan.report.as_text` puts it in lines."""
-        return report(Site(self.backbone, self.partition, self.supervision, self.plan, self.input_shape, batch))
+        return report(Planned(self.site, self.supervision, self.plan, batch))
 
     def signature(self) -> str:
         """Model, cut and method in words: what a state must agree on."""
@@ -304,3 +335,12 @@ def _extra_heads(losses: Iterable[Any], backbone: Backbone) -> list[nn.Module]:
     """Every head once, less the backbone's own classifier."""
     heads = {id(loss.head): loss.head for loss in losses if loss.head is not backbone.classifier}
     return list(heads.values())
+
+
+def _autocast(precision: str, weight: Tensor) -> Autocast:
+    """Raises UserError where the weights are not float32, which alone have a lower precision to run in."""
+    if precision == "float32":
+        return nullcontext
+    if weight.dtype != torch.float32:
+        raise UserError(f"train.precision = {precision!r} needs float32 weights, not {weight.dtype}")
+    return partial(torch.autocast, weight.device.type, getattr(torch, precision))

@@ -1,6 +1,7 @@
 """What a finished, stopped or running run has reached: a table, and a picture of its course."""
 
 import importlib.util
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,19 @@ def summary(folder: RunFolder) -> str:
     """
     epochs = _epochs(folder)
     last = epochs[-1]
+    tested = next((epoch for epoch in reversed(epochs) if "test_top1" in epoch), None)
     losses, top1 = by_module(last["losses"]), by_module(last["top1"])
     names = kinds(last["losses"])
     rows = [["module", *(f"{kind} {what}" for kind in names for what in ("loss", "top-1"))]]
     for module, row in losses.items():
-        cells = [(f"{row[kind]:.4f}", percent(top1[module][kind])) if kind in row else ("", "") for kind in names]
+        cells = [
+            (f"{row[kind]:.4f}", percent(top1.get(module, {}).get(kind, math.nan))) if kind in row else ("", "")
+            for kind in names
+        ]
         rows.append([str(module), *(cell for pair in cells for cell in pair)])
     speed = sum(epoch["images_per_second"] for epoch in epochs) / len(epochs)
     facts = {
-        "test top-1": f"{percent(last['test_top1'])} of the exported backbone (loss {last['test_loss']:.4f})",
-        "best": f"{percent(last['best_top1'])} after epoch {last['best_epoch']} of {last['epoch']}, by the test",
+        **(_test(tested, last["epoch"]) if tested else {"test top-1": "not tested yet"}),
         "time": f"{duration(last['seconds'])}, {speed:.0f} img/s in training",
         "memory": f"{mebibytes(last['memory_bytes'])} at the peak",
         "run folder": str(folder.path),
@@ -36,6 +40,14 @@ def summary(folder: RunFolder) -> str:
     width = max(map(len, facts))
     lines = [f"Training, means over epoch {last['epoch']}", *_aligned(rows), ""]
     return "\n".join([*lines, *(f"{name:<{width}}  {fact}" for name, fact in facts.items())])
+
+
+def _test(tested: dict[str, Any], epoch: int) -> dict[str, str]:
+    when = "" if tested["epoch"] == epoch else f" after epoch {tested['epoch']}"
+    return {
+        "test top-1": f"{percent(tested['test_top1'])} of the exported backbone{when} (loss {tested['test_loss']:.4f})",
+        "best": f"{percent(tested['best_top1'])} after epoch {tested['best_epoch']} of {epoch}, by the test",
+    }
 
 
 def draw(folder: RunFolder) -> Path:

@@ -1,6 +1,7 @@
 """The folder of one run, and what is called how in it."""
 
 import json
+import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,7 +63,8 @@ class RunFolder:
                 raise UserError(f"run.folder = {config.run.folder!r} holds other files: give a new or empty folder")
             folder._make(exist_ok=True)
             return folder
-        stem = f"{config.data.name}-{config.model.name}-{config.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        model = re.sub(r"[^\w.-]+", "-", config.model.name)  # a model may be a file and its function
+        stem = f"{config.data.name}-{model}-{config.method.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         for attempt in range(1, 1000):
             folder = cls(Path("runs") / (stem if attempt == 1 else f"{stem}-{attempt}"))
             try:

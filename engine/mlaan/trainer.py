@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from mlaan.config import OptimConfig
+from mlaan.config import OptimConfig, TrainConfig
 from mlaan.engine import Engine
 from mlaan.observe.recorder import Recorder
 from mlaan.observe.state import Batches, TrainState, check_finite
@@ -15,17 +15,17 @@ def train(
     train_batches: Batches,
     test_batches: Iterable[Any],
     optim: OptimConfig,
-    epochs: int,
+    schedule: TrainConfig,
     state: TrainState,
     recorder: Recorder,
 ) -> None:
-    """Trains from where `state` and `train_batches` stand until `epochs` are finished.
+    """Trains from where `state` and `train_batches` stand until the schedule's epochs are finished.
 
     Raises:
         UserError: a loss is not finite any more.
     """
-    while state.epoch < epochs:
-        engine.learning_rate = learning_rate(optim, state.epoch, epochs)
+    while state.epoch < schedule.epochs:
+        engine.learning_rate = learning_rate(optim, state.epoch, schedule.epochs)
         if not state.trained:
             for images, labels in train_batches:
                 state.stepped(engine.step(images, labels))
@@ -33,6 +33,9 @@ def train(
             state.trained = True
         means = state.meter.read()
         check_finite(engine, means, state)
-        evaluation = engine.evaluate(recorder.testing(test_batches, state))
-        state.tested(evaluation.top1)
-        recorder.tested(state, means, evaluation)
+        recorder.trained(state)
+        evaluation = None
+        if (state.epoch + 1) % schedule.test_every == 0 or state.epoch + 1 == schedule.epochs:
+            evaluation = engine.evaluate(recorder.testing(test_batches))
+        state.finished(evaluation)
+        recorder.finished(state, means, evaluation)

@@ -106,7 +106,7 @@ def test_gradients_losses_and_statistics(problem, samples, size):
     parts, losses, net = copy.deepcopy((engine_modules(backbone, starts), supervision.losses, backbone.net), memo)
 
     class Given(MethodConfig, name=f"given-{id(problem)}-{samples}-{size[0]}-{size[1]}"):
-        def supervise(self, *site):
+        def supervise(self, site):
             return supervision
 
     images = torch.randn(samples, 2, *size, dtype=torch.float64)

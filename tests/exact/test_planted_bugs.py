@@ -53,8 +53,8 @@ def replace_by_zero(cotangent):
 def test_one_reach_off_by_one(monkeypatch, change, place):
     supervise = MLAAN.supervise
 
-    def wrong(self, *site):
-        right = supervise(self, *site)
+    def wrong(self, site):
+        right = supervise(self, site)
         losses = list(right.losses)
         assert losses[place].reach == 3
         losses[place] = replace(losses[place], reach=losses[place].reach + change)

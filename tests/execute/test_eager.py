@@ -71,7 +71,7 @@ def test_a_head_of_several_modules_moves_once_with_the_gradient_of_all():
     head = PoolLinear(4, 10)
 
     class Shared(MethodConfig, name="shared-head"):
-        def supervise(self, *site):
+        def supervise(self, site):
             last = LocalLoss(3, backbone.classifier, 1, kind="classifier")
             return Supervision((LocalLoss(0, head), LocalLoss(2, head, 2), last))
 

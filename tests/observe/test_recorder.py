@@ -43,7 +43,7 @@ def run(tmp_path, monkeypatch):
         metrics = MetricsLog(folder.metrics)
         display = PlainDisplay(stream)
         recorder = Recorder(folder, settings, engine, train_batches, state, metrics, display, StopRequest())
-        train(engine, train_batches, test_batches, settings.optim, settings.train.epochs, state, recorder)
+        train(engine, train_batches, test_batches, settings.optim, settings.train, state, recorder)
         recorder.close()
         return folder, stream.getvalue()
 

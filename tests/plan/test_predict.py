@@ -17,7 +17,7 @@ def made(method, schedule, recompute, samples, size):
     torch.manual_seed(0)
     engine = Engine(CifarResNet(20), method, 9, input_shape=(3, size, size), schedule=schedule, recompute=recompute)
     parts = measure_parts(engine.backbone, (3, size, size), samples, torch.float32)
-    costs = combine(parts, engine.partition, engine.supervision, 4 * samples * 3 * size * size, torch.float32)
+    costs = combine(parts, engine.partition, engine.supervision, (samples, 3, size, size), torch.float32)
     batch = torch.randn(samples, 3, size, size), torch.randint(10, (samples,))
     engine.step(*batch)
     return engine, predict(engine.plan, costs), batch

@@ -27,3 +27,15 @@ def test_warm_up_is_the_published_line_on_top_of_the_cosine():
         e = epoch + 1  # the recipe counts from 1
         factor = (e - 1) / 10 + 0.01 * (11 - e) / 10 if e <= 10 else 1.0
         assert learning_rate(optim, epoch, 400) == pytest.approx(factor * learning_rate(plain, epoch, 400))
+
+
+@pytest.mark.parametrize(("rate", "epochs"), [(0.8, 400), (0.1, 160)])
+def test_recipe_is_the_formula_of_the_published_codes(rate, epochs):
+    optim = OptimConfig(rate, schedule="recipe", warmup_epochs=10)
+    for epoch in range(epochs):
+        e = epoch + 1
+        expected = 0.5 * rate * (1 + math.cos(math.pi * e / epochs))
+        if e <= 10:
+            expected = expected * (e - 1) / 10 + 0.01 * (11 - e) / 10
+        assert learning_rate(optim, epoch, epochs) == pytest.approx(expected, abs=1e-15)
+    assert learning_rate(optim, epochs - 1, epochs) == 0

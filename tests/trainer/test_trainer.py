@@ -7,7 +7,7 @@ import torch
 
 from mlaan import checkpoint
 from mlaan.build import build
-from mlaan.engine import Engine, StepResult
+from mlaan.engine import Engine, Evaluation, StepResult
 from mlaan.errors import UserError
 from mlaan.observe.metrics import read_epochs
 from mlaan.observe.state import Meter, TrainState, check_finite
@@ -149,7 +149,7 @@ def test_meter_weighs_steps_by_their_images():
 def test_state_survives_saving():
     state = TrainState(2, torch.device("cpu"))
     state.stepped(StepResult(torch.tensor([1.0, 2.0]), torch.tensor([3, 0]), 4))
-    state.tested(0.5)
+    state.finished(Evaluation(1.0, 0.5, 10))
     state.stepped(StepResult(torch.tensor([5.0, 6.0]), torch.tensor([1, 2]), 8))
     other = TrainState(2, torch.device("cpu"))
     other.load_state_dict(state.state_dict())

@@ -49,9 +49,40 @@ examples
 It takes the settings of `mlaan train`.
 """
 
+EXPORT = """\
+examples
+  mlaan export RUN                     the last weights: RUN/export/model.safetensors and model.pt2
+  mlaan export RUN/best.pt --out best  those with the best test accuracy, into the folder best
+  mlaan export RUN --format program    only the torch.export program, which runs without mlaan
+
+Auxiliary heads are left out. Both files are read again, and their logits compared with the trained network's.
+"""
+
 REPORT = """\
 example
   mlaan report RUN                     prints the table again and draws RUN/report.png anew
+"""
+
+TABLE = """\
+examples
+  mlaan table configs/paper/cifar10/resnet32_k8_*.toml        a published table's rows, with three seeds each
+  mlaan table configs/paper/svhn --seeds 0 --train.epochs 2   a quick look at all rows of a folder
+  mlaan table configs/paper/svhn --only-print                 what there is so far; --json for a program
+
+Each config with each seed is a run, FOLDER/<config>-seed<N>. Interrupted (Ctrl-C, a kill, a power cut), the same
+command goes on: finished runs are kept, stopped ones resumed to the same bits, missing ones started. Other settings
+than those of the files are written as for `mlaan train` and need a --folder of their own.
+"""
+
+PROBE = """\
+examples
+  mlaan probe RUN                      how far a linear classifier gets on each module's output, and the modules' CKA
+  mlaan probe RUN --against RUN2       and the CKA to another run of the same backbone, at the same depths
+  mlaan probe RUN RUN2 RUN3            several runs, all where the modules of the first one end
+  mlaan probe RUN --images 2000        with fewer training images; --data.root and --train.device as for eval
+
+The last weights, in evaluation mode; a feature is the mean of a channel over pixels or tokens. Writes RUN/probe.json
+and RUN/probe.png.
 """
 
 DOCTOR = """\
@@ -98,6 +129,8 @@ def _split(argv: Sequence[str]) -> tuple[list[str], Overrides]:
     rest = iter(argv)
     for word in rest:
         key, equals, text = word.removeprefix("--").partition("=")
+        if word.startswith("--") and key in ("model", "data", "method"):
+            key += ".name"
         if not word.startswith("--") or "." not in key:
             words.append(word)
             continue
@@ -136,11 +169,26 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     evaluate = add("eval", "Tests the weights of a run or a checkpoint.", EVAL, "evaluate")
     evaluate.add_argument("path", metavar="RUN_OR_CHECKPOINT", help="a run folder (its last.pt) or a .pt file")
+    export = add("export", "Writes the trained backbone alone, as weights and as a program.", EXPORT)
+    export.add_argument("path", metavar="RUN_OR_CHECKPOINT", help="a run folder (its last.pt) or a .pt file")
+    export.add_argument("--out", metavar="DIR", help="where to (default: export, beside the checkpoint)")
+    export.add_argument("--format", choices=("safetensors", "program", "both"), default="both", help="(default: both)")
     plan = add("plan", "Prints the work, memory and parameters of a training step.", PLAN)
     plan.add_argument("--json", action="store_true", help="print JSON in place of tables")
     add("report", "Prints a run's results and draws its picture anew.", REPORT).add_argument(
         "path", metavar="RUN", help="a run folder"
     )
+    probe = add("probe", "Tells what is known after each module of trained runs.", PROBE)
+    probe.add_argument("paths", metavar="RUN", nargs="+", help="run folders, of one backbone")
+    probe.add_argument("--against", metavar="RUN", help="the run to compare with, such as end-to-end's")
+    probe.add_argument("--images", metavar="N", type=int, default=10_000, help="training images (default: 10000)")
+    table = add("table", "Trains configs with several seeds and prints ours beside the published.", TABLE)
+    table.add_argument("files", metavar="FILE", nargs="+", help="a config, or a folder: all the configs in it")
+    table.add_argument("--seeds", metavar="N,N", default="0,1,2", help="values of train.seed (default: 0,1,2)")
+    table.add_argument("--folder", help="where the runs go (default: runs/table/<folder of the configs>)")
+    table.add_argument("--jobs", metavar="N", type=int, default=1, help="runs at a time (default: 1)")
+    table.add_argument("--only-print", action="store_true", help="train nothing")
+    table.add_argument("--json", action="store_true", help="print JSON in place of the table")
     add("doctor", "Tells what is installed, active and missing.", DOCTOR)
     return parser
 
@@ -148,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
 def _unknown(word: str, command: str | None) -> str:
     """What to say about a word that no command knows."""
     name = word.partition("=")[0]
-    if command in ("train", "plan", "eval") and name.startswith("--"):
+    if command in ("train", "plan", "eval", "table") and name.startswith("--"):
         from mlaan.cli.settings import keys
 
         known = keys()

@@ -2,6 +2,7 @@
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from mlaan import checkpoint
@@ -19,7 +20,7 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     given = Path(arguments.path)
     path = RunFolder.open(given).last if given.is_dir() else given
     saved = checkpoint.load(path)
-    engine, _, test_batches, _ = build(_settings(saved.config, overrides))
+    engine, _, test_batches, _ = build(settings_of(saved.config, overrides))
     try:
         engine.load_state_dict(saved.engine)
     except UserError as error:
@@ -31,11 +32,13 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     return 0
 
 
-def _settings(text: str, overrides: Overrides) -> Config:
+def settings_of(text: str, overrides: Overrides) -> Config:
+    """A checkpoint's settings, with other data.* and train.device; UserError for any other override."""
     for key, value in overrides:
         if not key.startswith("data.") and key != "train.device":
             raise UserError(f"--{key} {value} cannot change a trained network: only data.* and train.device can")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.toml"
         file.write_text(text, encoding="utf-8")
-        return load_config(file, overrides)
+        config = load_config(file, overrides)
+    return replace(config, model=replace(config.model, weights=""))  # the checkpoint's own come in their place

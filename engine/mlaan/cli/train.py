@@ -69,7 +69,7 @@ def _train(folder: RunFolder, config: Config, parts: Parts, saved: Checkpoint | 
             if not saved:
                 recorder.save()
             folder.write_config(config)  # makes it a run: from here on it can be resumed
-            train(engine, train_batches, test_batches, config.optim, config.train.epochs, state, recorder)
+            train(engine, train_batches, test_batches, config.optim, config.train, state, recorder)
         except (Stopped, KeyboardInterrupt) as end:
             what = "stopped" if isinstance(end, Stopped) else "stopped at once"
             display.say(f"{what} in epoch {state.epoch + 1}, step {state.step}: go on with {resume}")

@@ -19,7 +19,14 @@ class MethodConfig(Choice):
 class ModelConfig:
     """The backbone."""
 
-    name: str = setting("resnet20", "backbone: resnet20/32/56/110 (CIFAR size) or resnet18/34/50 (ImageNet size)")
+    name: str = setting(
+        "resnet20",
+        "resnet20 to resnet1202, vgg16_cifar (small images); resnet50, vgg16_bn, convnext_tiny, vit_s_16 (large); "
+        "timm:NAME; or your own, FILE.py:FUNCTION: docs/backbones.md lists all",
+    )
+    weights: str = setting(
+        "", "empty: drawn at random; pretrained: for ImageNet, from torchvision or timm; or a .safetensors or .pth file"
+    )
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,11 @@ class OptimConfig:
     momentum: float = setting(0.9, "momentum, 0 to below 1")
     nesterov: bool = setting(True, "Nesterov's form of momentum")
     weight_decay: float = setting(1e-4, "L2 penalty on every weight")
-    schedule: Literal["cosine", "constant"] = setting("cosine", "cosine: per epoch down to 0; constant: no decay")
+    schedule: Literal["cosine", "constant", "recipe"] = setting(
+        "cosine",
+        "cosine: per epoch down to 0; constant: no decay; recipe: cosine and warm-up to the letter of the published "
+        "codes for CIFAR-10, SVHN and STL-10",
+    )
     warmup_epochs: int = setting(0, "epochs of linear warm-up")
 
     def __post_init__(self) -> None:
@@ -89,10 +100,17 @@ class TrainConfig:
     epochs: int = setting(20, "passes over the training images")
     seed: int = setting(0, "start of every random choice: weights, order of images, augmentation")
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32", "bfloat16: modules and heads run under autocast; weights, losses and updates stay float32"
+    )
+    channels_last: bool = setting(False, "lay weights and images out as (N, H, W, C): often faster for convolutions")
+
+    test_every: int = setting(1, "epochs from one test to the next; the last epoch is always tested")
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UserError(f"train.epochs = {self.epochs} must be at least 1")
+        for name in ("epochs", "test_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} = {getattr(self, name)} must be at least 1")
 
 
 @dataclass(frozen=True)

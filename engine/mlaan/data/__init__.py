@@ -1,52 +1,63 @@
 """From the section `data` to batches on the device."""
 
-from functools import partial
-from typing import NamedTuple
-
 import torch
 
 from mlaan.config import DataConfig
-from mlaan.data.dataset import Augment, Batch, Dataset, ImageSource
+from mlaan.data.cifar import CIFAR10, CIFAR100
+from mlaan.data.dataset import Augment, Batch, Dataset
 from mlaan.data.digits import Digits
 from mlaan.data.fashion_mnist import FashionMNIST
+from mlaan.data.folder import FolderLoader
+from mlaan.data.imagenet import ImageNet
+from mlaan.data.loader import Loader
 from mlaan.data.memory import MemoryLoader
+from mlaan.data.source import Described, Facts, ImageSource, Loaders, MemorySource, SubsetSource
+from mlaan.data.stl10 import STL10
+from mlaan.data.svhn import SVHN
 from mlaan.data.synthetic import Synthetic
 
 
-class Loaders(NamedTuple):
-    """A data set and the two ways through it."""
-
-    dataset: Dataset
-    train: MemoryLoader
-    """Shuffled, augmented, full batches only."""
-    test: MemoryLoader
-    """In order, unchanged, every image."""
-
-
 def loaders(config: DataConfig, device: torch.device | str, seed: int) -> Loaders:
-    """Read the data set that `config` names and put it on `device`; `seed` decides order and augmentation.
+    """Open the data set that `config` names, for batches on `device`; `seed` decides order and augmentation.
 
     Raises UserError where it cannot be read or has fewer images than a batch, TypeError for a `config` that
     is no ImageSource.
     """
+    return _source(config).loaders(device, seed)
+
+
+def facts(config: DataConfig) -> Facts:
+    """What `config` alone says of its data set; reads no file. Raises TypeError as `loaders` does."""
+    return _source(config).facts()
+
+
+def _source(config: DataConfig) -> ImageSource:
     if not isinstance(config, ImageSource):
         raise TypeError(f"{type(config).__name__} must derive from mlaan.data.ImageSource too")
-    data = config.load()
-    loader = partial(MemoryLoader, batch=config.batch, device=device, mean=data.mean, std=data.std, seed=seed)
-    train = loader(data.train_images, data.train_labels, augment=config.augmentation(), shuffle=True, drop_last=True)
-    test = loader(data.test_images, data.test_labels, augment=None, shuffle=False, drop_last=False)
-    return Loaders(data, train, test)
+    return config
 
 
 __all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "STL10",
+    "SVHN",
     "Augment",
     "Batch",
     "Dataset",
+    "Described",
     "Digits",
+    "Facts",
     "FashionMNIST",
+    "FolderLoader",
+    "ImageNet",
     "ImageSource",
+    "Loader",
     "Loaders",
     "MemoryLoader",
+    "MemorySource",
+    "SubsetSource",
     "Synthetic",
+    "facts",
     "loaders",
 ]

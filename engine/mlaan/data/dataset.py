@@ -1,6 +1,5 @@
 """What a data set is, and what a batch of it is."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -62,30 +61,6 @@ class Dataset:
         """(C, H, W)."""
         _, channels, height, width = self.train_images.shape
         return channels, height, width
-
-
-class ImageSource(ABC):
-    """What `loaders` needs of a member of DataConfig: a frozen dataclass with `batch` as a field."""
-
-    batch: int
-
-    def __post_init__(self) -> None:
-        require_positive(batch=self.batch)
-
-    @abstractmethod
-    def load(self) -> Dataset:
-        """Both parts, the same at every call; raises UserError where the files are missing or broken."""
-
-    @abstractmethod
-    def augmentation(self) -> Augment | None:
-        """What is done to every training batch; None for nothing."""
-
-
-def require_positive(**fields: int) -> None:
-    """Raises UserError for the first field of `data` that is below 1."""
-    for name, value in fields.items():
-        if value < 1:
-            raise UserError(f"data.{name} = {value} must be at least 1")
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -8,15 +8,18 @@ import torch
 
 from mlaan.config import DataConfig, setting
 from mlaan.data.augment import CropFlip
-from mlaan.data.dataset import Augment, Dataset, ImageSource, channel_statistics
+from mlaan.data.dataset import Augment, Dataset, channel_statistics
+from mlaan.data.source import Facts, SubsetSource
 from mlaan.errors import UserError
 
+_CLASSES = 10
+_TRAIN_COUNT = 1438
 _TEST_SHARE = 0.2
 _GREY_LEVELS = 16
 
 
 @dataclass(frozen=True)
-class Digits(ImageSource, DataConfig, name="digits"):
+class Digits(SubsetSource, DataConfig, name="digits"):
     """Scikit-learn's handwritten digits, 8x8 grey, 1,438 to train on and 359 to test; needs no download."""
 
     batch: int = setting(64, "images in a batch")
@@ -24,7 +27,10 @@ class Digits(ImageSource, DataConfig, name="digits"):
         "shift", "shift: move images by up to one pixel, filling up with black; digits are never mirrored"
     )
 
-    def load(self) -> Dataset:
+    def facts(self) -> Facts:
+        return Facts(_CLASSES, (1, 8, 8), None, None, self.train_images or _TRAIN_COUNT)
+
+    def read(self) -> Dataset:
         """Grey levels 0 to 16 spread over 0 to 255; a fixed fifth of every class is for testing.
 
         Raises UserError where scikit-learn is not installed.
@@ -42,7 +48,7 @@ class Digits(ImageSource, DataConfig, name="digits"):
         train, test = (torch.from_numpy(chosen) for chosen in stratified_split(labels, _TEST_SHARE))
         targets = torch.from_numpy(labels.astype(np.int64))
         mean, std = channel_statistics(images[train])
-        return Dataset(images[train], targets[train], images[test], targets[test], 10, mean, std)
+        return Dataset(images[train], targets[train], images[test], targets[test], _CLASSES, mean, std)
 
     def augmentation(self) -> Augment | None:
         """One pixel of zero padding and a random crop, or nothing."""

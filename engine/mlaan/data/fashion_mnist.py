@@ -10,36 +10,32 @@ from torch import Tensor
 
 from mlaan.config import DataConfig, setting
 from mlaan.data.augment import CropFlip
-from mlaan.data.dataset import Augment, Dataset, ImageSource, channel_statistics
+from mlaan.data.dataset import Augment, Dataset, channel_statistics
 from mlaan.data.idx import read_idx
+from mlaan.data.source import Facts, SubsetSource
 from mlaan.errors import UserError
 
 _SIZE = 28
 _CLASSES = 10
+_TRAIN_COUNT = 60000
 
 
 @dataclass(frozen=True)
-class FashionMNIST(ImageSource, DataConfig, name="fashion_mnist"):
+class FashionMNIST(SubsetSource, DataConfig, name="fashion_mnist"):
     """Fashion-MNIST, 28x28 grey, 60,000 to train on and 10,000 to test, from its authors' four IDX files."""
 
     root: str = setting("/usr/share/datasets/fashion-mnist", "folder with the four IDX files, plain or as .gz")
     batch: int = setting(128, "images in a batch")
-    train_images: int = setting(0, "train on this many images, the first of a fixed shuffle; 0: on all")
     augment: Literal["none", "flip", "crop_flip"] = setting(
         "crop_flip",
         "flip: mirror half the images; crop_flip: first move them by up to two pixels, filling up with black",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.train_images < 0:
-            raise UserError(f"data.train_images = {self.train_images} must not be negative; 0 means all")
+    def facts(self) -> Facts:
+        return Facts(_CLASSES, (1, _SIZE, _SIZE), None, None, self.train_images or _TRAIN_COUNT)
 
-    def load(self) -> Dataset:
-        """Both parts; mean and deviation are those of all training images, also when a part of them is used.
-
-        Raises UserError where a file is missing, damaged, or not Fashion-MNIST's size.
-        """
+    def read(self) -> Dataset:
+        """Both parts; raises UserError where a file is missing, damaged, or not Fashion-MNIST's size."""
         root = Path(self.root).expanduser()
         fix = (
             "get the files with `apt-get install dataset-fashion-mnist` (Debian, Ubuntu) or from "
@@ -50,16 +46,6 @@ class FashionMNIST(ImageSource, DataConfig, name="fashion_mnist"):
         train_images, train_labels = _part(root, "train", fix)
         test_images, test_labels = _part(root, "t10k", fix)
         mean, std = channel_statistics(train_images)
-        if self.train_images:
-            if self.train_images > len(train_images):
-                raise UserError(
-                    f"data.train_images = {self.train_images} is more than there are, {len(train_images)}: "
-                    "set data.train_images = 0 for all"
-                )
-            # NumPy's compatibility policy freezes RandomState's stream: the subset never changes.
-            order = np.random.RandomState(0).permutation(len(train_images))
-            order = torch.from_numpy(order[: self.train_images])
-            train_images, train_labels = train_images[order], train_labels[order]
         return Dataset(train_images, train_labels, test_images, test_labels, _CLASSES, mean, std)
 
     def augmentation(self) -> Augment | None:

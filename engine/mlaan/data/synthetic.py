@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mlaan.config import DataConfig, setting
-from mlaan.data.dataset import Augment, Dataset, ImageSource, channel_statistics, require_positive
+from mlaan.data.dataset import Augment, Dataset, channel_statistics
+from mlaan.data.source import Facts, MemorySource, require_positive
 from mlaan.errors import UserError
 
 _CELLS = 4
@@ -14,7 +15,7 @@ _HALF = 128
 
 
 @dataclass(frozen=True)
-class Synthetic(ImageSource, DataConfig, name="synthetic"):
+class Synthetic(MemorySource, DataConfig, name="synthetic"):
     """Made-up images: a coarse random pattern for each class under as much noise; easy to learn."""
 
     batch: int = setting(64, "images in a batch")
@@ -29,6 +30,9 @@ class Synthetic(ImageSource, DataConfig, name="synthetic"):
         require_positive(images=self.images, test_images=self.test_images, channels=self.channels, size=self.size)
         if self.classes < 2:
             raise UserError(f"data.classes = {self.classes} must be at least 2")
+
+    def facts(self) -> Facts:
+        return Facts(self.classes, (self.channels, self.size, self.size), None, None, self.images)
 
     def load(self) -> Dataset:
         """The same images at every call, whatever train.seed."""

@@ -16,14 +16,22 @@ class BatchCheck:
     Args:
         backbone: its first weight tells dtype and device.
         input_shape: (C, H, W) of one image.
+        channels_last: lay images out as (N, H, W, C) in memory.
 
     Raises:
         UserError: the weights are neither float32 nor float64.
     """
 
     def __init__(
-        self, backbone: Backbone, partition: Partition, supervision: Supervision, input_shape: Sequence[int]
+        self,
+        backbone: Backbone,
+        partition: Partition,
+        supervision: Supervision,
+        input_shape: Sequence[int],
+        *,
+        channels_last: bool = False,
     ) -> None:
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone, self.partition, self.supervision = backbone, partition, supervision
         self.input_shape, self.classes = tuple(input_shape), backbone.num_classes
         example = next(backbone.net.parameters())
@@ -63,7 +71,8 @@ class BatchCheck:
                 raise UserError(f"label {wrong} is not from 0 to {self.classes - 1}, the model's classes")
         if training and images.shape[0] == 1:
             self._check_single()
-        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=True, memory_format=self.memory_format)
+        return images, labels.to(self.device, non_blocking=True)
 
     def _check_single(self) -> None:
         """One image is enough for a step unless a BatchNorm sees it as one pixel: tried on the meta device."""

@@ -1,13 +1,15 @@
 """The eager executor: the plan's order, one stream. It is the oracle for all others, and the CPU's path."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mlaan.execute.module import Cotangent, ModuleWork
+from mlaan.execute.heads import accumulate, run_heads
+from mlaan.execute.module import Autocast, Cotangent, ModuleWork
 from mlaan.execute.statistics import ModuleState, RandomState
-from mlaan.learning import LocalLoss, PoolLinear, Supervision
+from mlaan.learning import Supervision
 from mlaan.plan import Kind, Step, StepPlan, Task
 
 
@@ -20,6 +22,7 @@ class EagerExecutor:
         work: each local module's work.
         states: each local module's running statistics and buffers.
         update: moves a module's twins and weights by the gradients in `.grad`, and clears these.
+        autocast: the precision of the heads, as the modules' work has it.
     """
 
     def __init__(
@@ -29,7 +32,9 @@ class EagerExecutor:
         work: Sequence[ModuleWork],
         states: Sequence[ModuleState],
         update: Callable[[int], None],
+        autocast: Autocast = nullcontext,
     ) -> None:
+        self.autocast = autocast
         self.plan, self.losses, self.work, self.states, self.update = plan, supervision.losses, work, states, update
         self.rebuilds = [plan.rebuilds(module) for module in range(plan.graph.modules)]
 
@@ -79,7 +84,7 @@ class _StepState:
             case Kind.REBUILD:
                 self._rebuild(task.module)
             case Kind.HEAD:
-                self._head(task.module, task.index)
+                self._heads(step.tasks)
             case Kind.PROPAGATE | Kind.BACKWARD:
                 self._carry(task, keep=task.module not in step.drops)
             case Kind.UPDATE:
@@ -109,15 +114,21 @@ class _StepState:
         if not self.rebuilds_left[module]:
             del self.inputs[module], self.random[module]
 
-    def _head(self, module: int, index: int) -> None:
-        loss = self.executor.losses[index]
-        output = self.outputs[module]
-        value, correct, cotangent = run_head(loss, output, self.images, self.labels)
-        self.loss_values[index], self.correct[index] = value, correct
-        self._arrive(module, min(loss.reach, module + 1), cotangent)
-        self.heads_left[module] -= 1
-        if not self.heads_left[module]:
-            del self.outputs[module]
+    def _heads(self, tasks: Sequence[Task]) -> None:
+        """Heads that share a network, in one call for each shape of output among them."""
+        by_shape: dict[torch.Size, list[Task]] = {}
+        for task in tasks:
+            by_shape.setdefault(self.outputs[task.module].shape, []).append(task)
+        for together in by_shape.values():
+            losses = [self.executor.losses[task.index] for task in together]
+            outputs = [self.outputs[task.module] for task in together]
+            results = run_heads(losses, outputs, self.images, self.labels, self.executor.autocast)
+            for task, loss, result in zip(together, losses, results, strict=True):
+                self.loss_values[task.index], self.correct[task.index] = result.loss, result.correct
+                self._arrive(task.module, min(loss.reach, task.module + 1), result.cotangent)
+                self.heads_left[task.module] -= 1
+                if not self.heads_left[task.module]:
+                    del self.outputs[task.module]
 
     def _carry(self, task: Task, *, keep: bool) -> None:
         """Propagate one group, or Backward for all of them (and onward, where the only group goes on)."""
@@ -139,32 +150,3 @@ class _StepState:
     def _arrive(self, module: int, left: int, cotangent: Cotangent) -> None:
         before = self.arrived.get((module, left))
         self.arrived[module, left] = cotangent if before is None else before + cotangent
-
-
-def run_head(loss: LocalLoss, output: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Cotangent]:
-    """An auxiliary network and its loss, forward and backward in one go; its gradients go to `.grad`.
-
-    Args:
-        output: (N, ...) of the tapped module, detached.
-
-    Returns:
-        The unweighted loss (0-dim), the number of right answers (0-dim int64), the cotangent at the output.
-    """
-    head: nn.Module = loss.head
-    weights = [p for p in head.parameters() if p.requires_grad]
-    pooling = isinstance(head, PoolLinear)
-    with torch.enable_grad():
-        z = (head.pool(output) if pooling else output.detach()).requires_grad_()
-        logits = head.classify(z) if pooling else head(z)
-        value = loss.criterion(logits, images, labels)
-        dz, *grads = torch.autograd.grad(value * loss.weight, [z, *weights], allow_unused=True)
-    for weight, grad in zip(weights, grads, strict=True):
-        accumulate(weight, grad)
-    correct = (logits.detach().argmax(1) == labels).sum()
-    return value.detach(), correct, Cotangent(pooled=dz) if pooling else Cotangent(dense=dz)
-
-
-def accumulate(weight: nn.Parameter, grad: Tensor | None) -> None:
-    """Add a gradient to `.grad`."""
-    if grad is not None:
-        weight.grad = grad if weight.grad is None else weight.grad + grad

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,8 +17,8 @@ class Cotangent:
 
     Attributes:
         dense: shaped like y, or None.
-        pooled: (N, C), the gradient with respect to the mean of y over its pixels, or None: what a pooling head
-            gives, never spread out by itself.
+        pooled: (N, C), the gradient with respect to the mean of y over its pixels or tokens, or None: what a
+            pooling head gives, never spread out by itself.
     """
 
     dense: Tensor | None = None
@@ -27,11 +28,14 @@ class Cotangent:
         return Cotangent(_add(self.dense, other.dense), _add(self.pooled, other.pooled))
 
     def like(self, y: Tensor) -> Tensor:
-        """The whole cotangent in the shape of y (N, C, H, W)."""
+        """The whole cotangent in the shape of y, (N, C, H, W) or (N, T, C)."""
         if self.pooled is None:
             assert self.dense is not None
             return self.dense
-        spread = (self.pooled / (y.shape[2] * y.shape[3]))[:, :, None, None]
+        if y.ndim == 4:
+            spread = (self.pooled / (y.shape[2] * y.shape[3]))[:, :, None, None]
+        else:
+            spread = (self.pooled / y.shape[1])[:, None]
         return spread.expand_as(y) if self.dense is None else self.dense + spread
 
 
@@ -69,21 +73,25 @@ class ModuleWork(Protocol):
         ...
 
 
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""Gives a context in which operators run in a lower precision."""
+
+
 class AutogradModule:
-    """A module's work over torch.autograd.
+    """A module's work over torch.autograd, in the precision that `autocast` sets.
 
     Propagate does no weight work because native operators skip what is not asked for. Custom operators and compiled
     modules would do it all the same.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, autocast: Autocast = nullcontext) -> None:
+        self.module, self.autocast = module, autocast
         self.weights: list[nn.Parameter] = [p for p in module.parameters() if p.requires_grad]
 
     def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """See ModuleWork. `saved` is the detached input and the output with its graph."""
         x = x.detach()
-        with torch.set_grad_enabled(keep):
+        with torch.set_grad_enabled(keep), self.autocast():
             if keep and x.is_floating_point():
                 x.requires_grad_()
             y = self.module(x)

@@ -1,33 +1,41 @@
 """Learning: where a backbone is cut, and which local losses each module gets."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from mlaan.learning.heads import PoolLinear
-from mlaan.learning.methods import DGL, MLAAN, EndToEnd
+from mlaan.learning.methods import DGL, HPFF, MAN, MLAAN, AugLocal, BackLink, EndToEnd, InfoPro, PredSim
 from mlaan.learning.partition import Partition, cut
-from mlaan.learning.supervision import Criterion, LocalLoss, Supervision, Twin, cross_entropy
-from mlaan.models import Backbone
+from mlaan.learning.site import Normalisation, Site
+from mlaan.learning.supervision import Criterion, LocalLoss, Supervision, Twin, cross_entropy, logits_of
 
 __all__ = [
     "DGL",
+    "HPFF",
+    "MAN",
     "MLAAN",
+    "AugLocal",
+    "BackLink",
     "Criterion",
     "EndToEnd",
+    "InfoPro",
     "LocalLoss",
     "Method",
+    "Normalisation",
     "Partition",
     "PoolLinear",
+    "PredSim",
+    "Site",
     "Supervision",
     "Twin",
     "cross_entropy",
     "cut",
+    "logits_of",
 ]
 
 
 class Method(Protocol):
     """What a method is: a way to put local losses on a partition."""
 
-    def supervise(self, backbone: Backbone, partition: Partition, shapes: Sequence[Sequence[int]]) -> Supervision:
-        """The supervision of `partition`; `shapes` are those of every block's output, (C, H, W)."""
+    def supervise(self, site: Site) -> Supervision:
+        """The supervision of the site's partition."""
         ...

@@ -2,35 +2,69 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mlaan.learning.heads import halve
 from mlaan.learning.published import PUBLISHED_LEAPS
-from mlaan.models import Backbone, Block
+from mlaan.models import Backbone, Block, on_meta
 
 
 class LeapNetwork(nn.Module):
-    """A_i and d_i of MLAAN: a_1 = Leap_1(z) + Ema_1(z); a_t = Leap_t(a_{t-1}) (+ Ema_t); then pool and linear.
+    """A_i and d_i of MLAAN: a_1 = Leap_1(z) + Ema_1(z); a_t = Leap_t(a_{t-1}) (+ Ema_t); then the head.
 
     Args:
-        blocks: the trainable copies, in order.
+        blocks: the leap blocks, in order.
         twins: for each block its twin or None.
-        head: maps the last block's output to logits.
+        head: what follows the last block, such as pool and linear.
+        pooled: average z 2 x 2 first (ours): a quarter of the work.
+        live: the blocks are the backbone's own (ours): they are run, not trained, and not owned.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], twins: Sequence[nn.Module | None], head: nn.Module) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        twins: Sequence[nn.Module | None],
+        head: nn.Module,
+        *,
+        pooled: bool = False,
+        live: bool = False,
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(() if live else blocks)
+        self.borrowed = tuple(blocks) if live else ()
+        """Modules that are run here and owned elsewhere: a tuple, so that they are no submodules."""
         self.twins = nn.ModuleDict({str(i): twin for i, twin in enumerate(twins) if twin is not None})
         self.head = head
+        self.pooled = pooled
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(N, C, H, W) at the tapped module -> logits (N, classes). The gradient flows through the twin to z."""
-        for i, block in enumerate(self.blocks):
+    def forward(self, z: Tensor) -> Any:
+        """(N, C, H, W) or (N, T, C) at the tapped module -> the head's output.
+
+        The gradient flows through twins and live blocks to z.
+        """
+        return self.head(self.features(z))
+
+    def features(self, z: Tensor) -> Tensor:
+        """What the head reads."""
+        z = halve(z) if self.pooled else z
+        for i, block in enumerate(self.borrowed or self.blocks):
             a = block(z)
             z = a + self.twins[str(i)](z) if str(i) in self.twins else a
-        return self.head(z)
+        return z
+
+    def features_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of `features` for one z of `shape`, both without the batch dimension.
+
+        Raises:
+            RuntimeError: the blocks do not take such features, or not each other's.
+        """
+        weight = next(next(iter(self.borrowed or self.blocks)).parameters())
+        z = torch.empty(2, *shape, device="meta", dtype=weight.dtype)
+        return tuple(cast(LeapNetwork, on_meta(self)).features(z).shape[1:])
 
 
 def leap_sources(backbone: Backbone, modules: int, last: Block) -> list[Block]:
@@ -65,17 +99,33 @@ def leap_rule(backbone: Backbone, last: Block) -> list[Block]:
     return firsts + interior + final[-1:] if len(final) > 1 else firsts
 
 
+def short_leap(backbone: Backbone, last: Block) -> list[Block]:
+    """Ours: the first block of each remaining stage, then the last block of all."""
+    final = backbone.blocks[-1]
+    firsts = [block for block in backbone.blocks if block.stage > last.stage and block.index == 0]
+    return [*firsts, *([final] if final not in (last, *firsts) else [])]
+
+
 def copy_block(source: nn.Module, *, trainable: bool) -> nn.Module:
     """A copy of a block for a leap network: same weights, batch statistics always, no running statistics.
 
     Leap blocks and twins are never evaluated, so running statistics would be memory and time for nothing.
     """
-    twin = copy.deepcopy(source).requires_grad_(trainable)
-    for module in twin.modules():
+    return _without_statistics(copy.deepcopy(source)).requires_grad_(trainable)
+
+
+def live_block(source: nn.Module) -> nn.Module:
+    """A view of a block for a live leap: the very same weights, batch statistics, nothing that a pass would move."""
+    weights: dict[int, Any] = {id(weight): weight for weight in source.parameters()}
+    return _without_statistics(copy.deepcopy(source, weights))
+
+
+def _without_statistics(block: nn.Module) -> nn.Module:
+    for module in block.modules():
         if isinstance(module, _BatchNorm):
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
-    return twin
+    return block
 
 
 def initialise(block: nn.Module) -> nn.Module:

@@ -43,17 +43,17 @@ class Partition:
         return tuple(zip(self.starts, (*self.starts[1:], self.num_blocks), strict=True))
 
     def outputs(self, block_shapes: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-        """Output shape (C, H, W) of every module, out of that of every block.
+        """Output shape of every module, (C, H, W) or (T, C) for tokens, out of that of every block.
 
         Raises:
-            UserError: an output is no map of channels over pixels, so that pooling heads do not fit it.
+            UserError: an output is neither, so that local heads do not fit it.
         """
         shapes = [block_shapes[end - 1] for _, end in self.spans]
         for module, shape in enumerate(shapes):
-            if len(shape) != 3:
+            if len(shape) not in (2, 3):
                 raise UserError(
-                    f"the output of module {module} has shape {tuple(shape)}, but local heads need (C, H, W): "
-                    "method 'end_to_end' takes any shape"
+                    f"the output of module {module} has shape {tuple(shape)}, but local heads need (C, H, W) or "
+                    "tokens (T, C): method 'end_to_end' takes any shape"
                 )
         return shapes
 

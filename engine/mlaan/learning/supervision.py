@@ -19,17 +19,24 @@ def cross_entropy(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
+def logits_of(output: Any) -> Tensor | None:
+    """The logits (N, classes) in a head's output, or None: the output itself, or its field `logits`."""
+    return output if isinstance(output, Tensor) else output.logits
+
+
 @dataclass(frozen=True, eq=False)
 class LocalLoss:
     """One local loss.
 
     Attributes:
         module: the local module it taps.
-        head: the auxiliary network between that module's output and the loss; its logits give the accuracy shown.
+        head: the auxiliary network between that module's output and the loss. It gives logits (N, classes), which
+            show an accuracy, or a NamedTuple of tensors whose field `logits` holds them.
         reach: how many modules back the gradient flows, the tapped one included; more than there are means all.
         weight: factor of this loss in the total.
         kind: its name in logs, one of its own for each loss of a module: "independent", "cascaded", "classifier".
         criterion: the loss function.
+        predicts: false where the head's output holds no logits.
     """
 
     module: int
@@ -38,6 +45,7 @@ class LocalLoss:
     weight: float = 1.0
     kind: str = "independent"
     criterion: Criterion = cross_entropy
+    predicts: bool = True
 
     @property
     def name(self) -> str:

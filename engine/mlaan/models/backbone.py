@@ -71,12 +71,17 @@ class Backbone:
                 raise UserError(f"parameter {key!r} of {self.name} is in no stem, block or classifier: list its part")
 
     @property
-    def num_classes(self) -> int:
-        """Width of the classifier's last linear layer."""
-        linear = [m for m in self.classifier.modules() if isinstance(m, nn.Linear)]
-        if not linear:
+    def last_layer(self) -> nn.Linear | nn.Conv2d:
+        """The classifier's last linear layer or convolution."""
+        layers = [m for m in self.classifier.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        if not layers:
             raise UserError(f"the classifier of {self.name} has no nn.Linear: its number of classes cannot be told")
-        return linear[-1].out_features
+        return layers[-1]
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the classifier's last layer."""
+        return len(self.last_layer.weight)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W), through stem, blocks and classifier in the net's own mode."""
@@ -91,8 +96,8 @@ class Backbone:
         Computed on the meta device: no arithmetic, no state moved.
 
         Raises:
-            UserError: the images do not fit the network, or a block changes its input in place: the output of the
-                block before it, which a head may still read.
+            UserError: the images do not fit the network, a block gives no tensor, or it changes its input in place:
+                the output of the block before it, which a head may still read.
         """
         dtype = next(self.net.parameters()).dtype
         h = torch.empty(2, *image_shape, device="meta", dtype=dtype)
@@ -103,6 +108,8 @@ class Backbone:
             for block in self.blocks:
                 part = f"block {block.label}"
                 h = on_meta(block.module)(h.detach().requires_grad_())
+                if not isinstance(h, Tensor):
+                    raise UserError(f"{part} of {self.name} gives a {type(h).__name__}: a block gives one tensor")
                 shapes.append(tuple(h.shape[1:]))
             part = "classifier"
             on_meta(self.classifier)(h.detach().requires_grad_())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlaan.models.meta import on_meta
+from mlaan.models.meta import borrowed, on_meta
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ def measure(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype = 
     Raises:
         RuntimeError: the module does not take such an input.
     """
-    module = on_meta(module).to(dtype)
+    module = on_meta(module)
+    parts = nn.ModuleList([module, *borrowed(module)]).to(dtype)
     x = torch.empty(tuple(input_shape), device="meta", dtype=dtype, requires_grad=True)
     weights = [p for p in module.parameters() if p.requires_grad]
-    own = {_storage(t) for t in [x, *module.parameters(), *module.buffers()]}
+    own = {_storage(t) for t in [x, *parts.parameters(), *parts.buffers()]}
     saved: dict[int, int] = {}
     keep_alive: list[Tensor] = []  # so that no storage's address is used twice
 

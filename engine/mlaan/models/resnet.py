@@ -1,6 +1,6 @@
 """Residual networks: the CIFAR family, and torchvision's own for ImageNet-size images."""
 
-from functools import partial
+from collections.abc import Sequence
 from typing import cast
 
 import torchvision.models as tv
@@ -8,6 +8,15 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from mlaan.models.backbone import Backbone
+from mlaan.models.convolution import he_normal, take_channels
+
+CIFAR = tuple(f"resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202))
+IMAGENET = (
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    "resnext101_32x8d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+)
 
 
 class CifarResNet(nn.Module):
@@ -17,7 +26,7 @@ class CifarResNet(nn.Module):
     convolution and BatchNorm on its shortcut, as the codes of local learning do (0.467 M parameters for ResNet-32).
 
     Args:
-        depth: 20, 32, 44, 56, 110 or any other 6n + 2.
+        depth: 20, 32, 44, 56, 110, 1202 or any other 6n + 2.
         num_classes: width of the classifier.
         in_channels: channels of the images.
     """
@@ -41,7 +50,7 @@ class CifarResNet(nn.Module):
         self.fc = nn.Linear(64, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                he_normal(module)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, in_channels, H, W)."""
@@ -54,36 +63,37 @@ class CifarResNet(nn.Module):
 def resnet_backbone(net: CifarResNet | ResNet) -> Backbone:
     """The stem, residual blocks and classifier of a CIFAR or torchvision ResNet, with its own state-dict names.
 
-    Its name is resnet<layers>, counted, because the published cuts and leap tables go by it.
+    Its name is resnet<layers>, counted, because the published cuts and leap tables go by it. ResNeXt and wide nets
+    have torchvision's names for them, so that no table of a plain ResNet is taken for theirs.
     """
     stem = [net.conv1, net.bn1, net.relu]
     if isinstance(net, ResNet):
         stem.append(net.maxpool)
     layers = [getattr(net, f"layer{stage}") for stage in range(1, 5 if isinstance(net, ResNet) else 4)]
     blocks = [block for layer in layers for block in layer]
-    layers_per_block = 2 if isinstance(blocks[0], BasicBlock) else 3
+    depth = (2 if isinstance(blocks[0], BasicBlock) else 3) * len(blocks) + 2
+    name = f"resnet{depth}"
+    if isinstance(net, ResNet) and net.groups > 1:
+        name = f"resnext{depth}_{net.groups}x{net.base_width}d"
+    elif isinstance(net, ResNet) and net.base_width != 64:
+        name = f"wide_resnet{depth}_{net.base_width // 64}"
     return Backbone(
         net,
         nn.Sequential(*stem),
         blocks,
         nn.Sequential(net.avgpool, nn.Flatten(1), net.fc),
         stages=[stage for stage, layer in enumerate(layers, start=1) for _ in layer],
-        name=f"resnet{layers_per_block * len(blocks) + 2}",
+        name=name,
     )
 
 
-def _cifar(depth: int, num_classes: int, in_channels: int) -> Backbone:
-    return resnet_backbone(CifarResNet(depth, num_classes, in_channels))
+def cifar_resnet(name: str, num_classes: int, in_channels: int = 3, image_size: Sequence[int] = (32, 32)) -> Backbone:
+    """One of CIFAR; it takes images of any size."""
+    return resnet_backbone(CifarResNet(int(name.removeprefix("resnet")), num_classes, in_channels))
 
 
-def _imagenet(name: str, num_classes: int, in_channels: int) -> Backbone:
+def resnet(name: str, num_classes: int, in_channels: int = 3, image_size: Sequence[int] = (224, 224)) -> Backbone:
+    """One of IMAGENET; it takes images of any size."""
     net = cast(ResNet, tv.get_model(name, weights=None, num_classes=num_classes))
-    if in_channels != 3:
-        net.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    take_channels(net, "conv1", in_channels, he_normal)
     return resnet_backbone(net)
-
-
-BACKBONES = {f"resnet{depth}": partial(_cifar, depth) for depth in (20, 32, 56, 110)} | {
-    f"resnet{depth}": partial(_imagenet, f"resnet{depth}") for depth in (18, 34, 50)
-}

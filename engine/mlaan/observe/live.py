@@ -1,5 +1,6 @@
 """Progress as a live table on a terminal; needs the package rich."""
 
+import math
 from typing import TextIO
 
 from rich.console import Console, Group
@@ -67,7 +68,11 @@ class LiveDisplay:
             cells = []
             for kind in names:
                 has = kind in losses[module]
-                cells += [f"{losses[module][kind]:.4f}", percent(top1[module][kind])] if has else ["", ""]
+                cells += (
+                    [f"{losses[module][kind]:.4f}", percent(top1.get(module, {}).get(kind, math.nan))]
+                    if has
+                    else ["", ""]
+                )
             table.add_row(str(module), *cells)
         if len(shown) < len(modules):
             table.caption = f"{len(shown)} of {len(modules)} modules; the window is too low for all"

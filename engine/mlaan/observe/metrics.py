@@ -2,7 +2,7 @@
 
 Keys of every line: type ("step" or "epoch"), epoch (from 1), step, seconds, learning_rate, images_per_second,
 memory_bytes, losses and top1 (by local loss, means over the epoch so far). A line of type "epoch" also has
-test_loss, test_top1, best_top1, best_epoch. Accuracies are from 0 to 1.
+test_loss, test_top1, best_top1, best_epoch, if the epoch was tested. Accuracies are from 0 to 1.
 """
 
 import fcntl

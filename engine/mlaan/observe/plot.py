@@ -54,13 +54,15 @@ def plot(epochs: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def _test(axes: Axes, epochs: list[dict[str, Any]]) -> None:
-    best = max(epochs, key=lambda epoch: epoch["test_top1"])
-    x, y = best["epoch"], best["test_top1"]
-    _line(axes, epochs, [epoch["test_top1"] for epoch in epochs], color=_INK, linewidth=1.8)
-    axes.plot(x, y, "o", color=_BEST, markersize=7, zorder=3)
-    side = "right" if x > (epochs[0]["epoch"] + epochs[-1]["epoch"]) / 2 else "left"
-    look = {"ha": side, "color": _BEST, "weight": "bold", "bbox": {"fc": "white", "ec": "none", "pad": 1.5}}
-    axes.annotate(f"best {percent(y)}", (x, y), (0, -20), textcoords="offset points", **look)
+    tested = [epoch for epoch in epochs if "test_top1" in epoch]
+    if tested:
+        best = max(tested, key=lambda epoch: epoch["test_top1"])
+        x, y = best["epoch"], best["test_top1"]
+        _line(axes, tested, [epoch["test_top1"] for epoch in tested], color=_INK, linewidth=1.8)
+        axes.plot(x, y, "o", color=_BEST, markersize=7, zorder=3)
+        side = "right" if x > (epochs[0]["epoch"] + epochs[-1]["epoch"]) / 2 else "left"
+        look = {"ha": side, "color": _BEST, "weight": "bold", "bbox": {"fc": "white", "ec": "none", "pad": 1.5}}
+        axes.annotate(f"best {percent(y)}", (x, y), (0, -20), textcoords="offset points", **look)
     axes.set(title="Test accuracy of the exported backbone", ylabel="top-1")
     pace = epochs[-1]["seconds"] / epochs[-1]["epoch"]
     unit, name = (60, "minutes") if epochs[-1]["seconds"] >= 180 else (1, "seconds")
@@ -74,7 +76,7 @@ def _test(axes: Axes, epochs: list[dict[str, Any]]) -> None:
 
 def _by_loss(axes: Axes, epochs: list[dict[str, Any]], what: str, names: list[str], last: int) -> None:
     styles = dict(zip(kinds(names), _STYLES * len(names), strict=False))
-    for name in names:
+    for name in (name for name in names if name in epochs[0][what]):
         module, kind = split_name(name)
         values = [epoch[what][name] for epoch in epochs]
         _line(axes, epochs, values, color=_DEPTHS(module / max(last, 1)), linestyle=styles[kind], linewidth=1.4)

@@ -112,25 +112,28 @@ class Recorder:
             self.save()
         self._raise_if_asked()
 
-    def testing(self, batches: Iterable[Any], state: TrainState) -> Iterator[Any]:
-        """The test batches; a wish to stop is granted between two of them."""
+    def trained(self, state: TrainState) -> None:
+        """After the last step of an epoch, before its test."""
         self._epoch_rate = self._epoch_mark.rate(time.monotonic(), state.meter.samples)
+
+    def testing(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The test batches; a wish to stop is granted between two of them."""
         for batch in batches:
             if self._stop.signal_number:
                 self.save()
             self._raise_if_asked()
             yield batch
 
-    def tested(self, state: TrainState, means: Means, evaluation: Evaluation) -> None:
-        """After an epoch's test: shows, logs and saves it; raises as `stepped` does."""
-        if not math.isfinite(evaluation.loss):
+    def finished(self, state: TrainState, means: Means, evaluation: Evaluation | None) -> None:
+        """After an epoch and its test, if it had one: shows, logs and saves it; raises as `stepped` does."""
+        if evaluation and not math.isfinite(evaluation.loss):
             raise UserError(
                 f"the test loss is {evaluation.loss} after epoch {state.epoch}: lower optim.learning_rate "
                 f"(this epoch's rate was {self._engine.learning_rate:.4g}) or set optim.warmup_epochs"
             )
         snapshot = self._snapshot(state.epoch, len(self._batches), self._epoch_rate, means, evaluation)
         self._write("epoch", snapshot)
-        self.save(is_best=state.best_epoch == state.epoch)
+        self.save(is_best=evaluation is not None and state.best_epoch == state.epoch)
         self._display.epoch(snapshot)
         self._epoch_mark = self._mark = _Mark(time.monotonic(), 0)
         self._raise_if_asked()
@@ -163,7 +166,7 @@ class Recorder:
     def _snapshot(
         self, epoch: int, batch: int, rate: float, means: Means, evaluation: Evaluation | None = None
     ) -> Snapshot:
-        state, names = self._state, self._engine.loss_names
+        state, names, predicts = self._state, self._engine.loss_names, self._engine.loss_predicts
         epochs, batches = self._config.train.epochs, len(self._batches)
         steps_here = state.step - self._steps_before
         pace = (time.monotonic() - self._start) / steps_here if steps_here else math.nan
@@ -179,7 +182,7 @@ class Recorder:
             images_per_second=rate,
             memory_bytes=peak_memory(self._engine.device),
             losses=dict(zip(names, means.losses, strict=True)),
-            top1=dict(zip(names, means.top1, strict=True)),
+            top1={n: t for n, t, gives in zip(names, means.top1, predicts, strict=True) if gives},
             test_loss=evaluation.loss if evaluation else math.nan,
             test_top1=evaluation.top1 if evaluation else math.nan,
             best_top1=state.best_top1 if state.best_epoch else math.nan,
@@ -197,7 +200,7 @@ class Recorder:
             "losses": now.losses,
             "top1": now.top1,
         }
-        if kind == "epoch":
+        if not math.isnan(now.test_top1):
             best = {"best_top1": self._state.best_top1, "best_epoch": self._state.best_epoch}
             record |= {"test_loss": now.test_loss, "test_top1": now.test_top1, **best}
         for log in self._logs:

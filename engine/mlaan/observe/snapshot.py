@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One reading of a run. Losses and accuracies are means over the present epoch, by the loss's name.
+    """One reading of a run. Losses and accuracies are means over the present epoch, by the loss's name; a head that
+    gives no logits has no accuracy.
 
     Attributes:
         epoch: the present epoch, from 1.

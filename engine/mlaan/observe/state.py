@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from mlaan.engine import Engine, StepResult
+from mlaan.engine import Engine, Evaluation, StepResult
 from mlaan.errors import UserError
 
 
@@ -58,7 +58,7 @@ class TrainState:
     """Where a run stands.
 
     Attributes:
-        epoch: epochs finished, their test included.
+        epoch: epochs finished, their tests included.
         batch: steps finished in the present epoch.
         step: steps finished since the start.
         trained: the present epoch's steps are all done and only its test is missing.
@@ -81,11 +81,11 @@ class TrainState:
         self.batch += 1
         self.step += 1
 
-    def tested(self, top1: float) -> None:
-        """Ends the epoch."""
+    def finished(self, evaluation: Evaluation | None) -> None:
+        """Ends the epoch, with its test if it had one."""
         self.epoch += 1
-        if top1 > self.best_top1:
-            self.best_top1, self.best_epoch = top1, self.epoch
+        if evaluation and evaluation.top1 > self.best_top1:
+            self.best_top1, self.best_epoch = evaluation.top1, self.epoch
         self.batch, self.trained = 0, False
         self.meter.reset()
 

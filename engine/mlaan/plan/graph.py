@@ -7,6 +7,7 @@ from enum import Enum
 from torch import nn
 
 from mlaan.learning import Supervision
+from mlaan.models import borrowed
 
 
 class Kind(Enum):
@@ -50,12 +51,14 @@ class TaskGraph:
             Reach beyond module 0 is cut off, so groups that no longer differ are one.
         needs: for each task the tasks before it.
         sources: for each (module, reach left) the losses that enter that group at this module.
+        heads: for each loss the first loss with the same head.
     """
 
     modules: int
     groups: tuple[tuple[int, ...], ...]
     needs: Mapping[Task, tuple[Task, ...]]
     sources: Mapping[tuple[int, int], tuple[int, ...]]
+    heads: tuple[int, ...]
 
     def merged(self, module: int) -> bool:
         """Whether the module's only group goes on, so that Propagate and Backward are one ordinary backward."""
@@ -87,7 +90,9 @@ def build_graph(modules: int, supervision: Supervision, local_modules: Sequence[
         sources[loss.module, left] = (*sources.get((loss.module, left), ()), index)
         for step in range(left):
             groups[loss.module - step].add(left - step)
-    graph = TaskGraph(modules, tuple(tuple(sorted(g)) for g in groups), {}, sources)
+    first = {id(loss.head): index for index, loss in reversed(list(enumerate(losses)))}
+    shared = tuple(first[id(loss.head)] for loss in losses)
+    graph = TaskGraph(modules, tuple(tuple(sorted(g)) for g in groups), {}, sources, shared)
     heads = [Task(Kind.HEAD, loss.module, index) for index, loss in enumerate(losses)]
     needs: dict[Task, tuple[Task, ...]] = {}
     for m in range(modules):
@@ -105,7 +110,7 @@ def build_graph(modules: int, supervision: Supervision, local_modules: Sequence[
     for m, readers in enumerate(_readers(supervision, local_modules)):
         last = graph.passes(m)[-1:]
         needs[Task(Kind.UPDATE, m)] = (Task(Kind.FORWARD, m), *last, *(heads[index] for index in sorted(readers)))
-    return TaskGraph(modules, graph.groups, needs, sources)
+    return TaskGraph(modules, graph.groups, needs, sources, shared)
 
 
 def _arrivals(graph: TaskGraph, module: int, left: int) -> tuple[Task, ...]:
@@ -125,6 +130,7 @@ def _readers(supervision: Supervision, local_modules: Sequence[nn.Module]) -> li
     weights, directly or through a twin that follows them.
     """
     home = head_homes(supervision)
+    parts = {id(loss.head): nn.ModuleList([loss.head, *borrowed(loss.head)]) for loss in supervision.losses}
     follows = {
         id(p): id(q)
         for t in supervision.twins
@@ -133,7 +139,7 @@ def _readers(supervision: Supervision, local_modules: Sequence[nn.Module]) -> li
     owned = [{id(p) for p in module.parameters()} for module in local_modules]
     readers: list[set[int]] = [set() for _ in local_modules]
     for index, loss in enumerate(supervision.losses):
-        read = {id(p) for p in loss.head.parameters()}
+        read = {id(p) for p in parts[id(loss.head)].parameters()}
         read |= {follows[p] for p in read if p in follows}
         for m, own in enumerate(owned):
             if home[id(loss.head)] == m or read & own:

@@ -1,11 +1,13 @@
 """What a step plan will cost: floating-point operations, and activation memory over time."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
-from mlaan.learning import Partition, Supervision
+from mlaan.learning import LocalLoss, Partition, Supervision
 from mlaan.models import Backbone
 from mlaan.models.cost import ModuleCost, chain, measure
 from mlaan.plan.graph import Kind, Task
@@ -14,7 +16,7 @@ from mlaan.plan.schedule import Step, StepPlan
 
 @dataclass(frozen=True)
 class PlanCosts:
-    """Costs of all parts on one batch: the local modules, and each loss's auxiliary network."""
+    """Costs of all parts on one batch: the local modules, and each auxiliary network with its loss."""
 
     modules: tuple[ModuleCost, ...]
     heads: tuple[ModuleCost, ...]
@@ -61,13 +63,42 @@ def measure_parts(backbone: Backbone, input_shape: Sequence[int], batch: int, dt
 
 
 def combine(
-    parts: Sequence[ModuleCost], partition: Partition, supervision: Supervision, input_bytes: int, dtype: torch.dtype
+    parts: Sequence[ModuleCost],
+    partition: Partition,
+    supervision: Supervision,
+    images: Sequence[int],
+    dtype: torch.dtype,
 ) -> PlanCosts:
-    """Costs of a partition's modules out of those of stem and blocks, and of the supervision's heads."""
+    """Costs of a partition's modules out of those of stem and blocks, and of every loss with its head.
+
+    Args:
+        images: shape (N, C, H, W) of the batch.
+    """
     stem, *blocks = parts
     modules = [chain([*([stem] if a == 0 else []), *blocks[a:b]]) for a, b in partition.spans]
-    heads = [measure(loss.head, modules[loss.module].output_shape, dtype) for loss in supervision.losses]
-    return PlanCosts(tuple(modules), tuple(heads), input_bytes)
+    known: dict[object, ModuleCost] = {}
+    heads = []
+    for loss in supervision.losses:
+        shape = modules[loss.module].output_shape
+        key = (id(loss.head), id(loss.criterion), shape)
+        if key not in known:
+            known[key] = measure(_HeadAndLoss(loss, images, dtype), shape, dtype)
+        heads.append(known[key])
+    return PlanCosts(tuple(modules), tuple(heads), math.prod(images) * dtype.itemsize)
+
+
+class _HeadAndLoss(nn.Module):
+    """An auxiliary network with its loss, from a module's output to one number, on the meta device."""
+
+    def __init__(self, loss: LocalLoss, images: Sequence[int], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.head, self.criterion = loss.head, loss.criterion
+        self.shape, self.dtype = tuple(images), dtype
+
+    def forward(self, h: Tensor) -> Tensor:
+        images = torch.empty(self.shape, device="meta", dtype=self.dtype)
+        labels = torch.zeros(self.shape[0], device="meta", dtype=torch.int64)
+        return self.criterion(self.head(h), images, labels)
 
 
 def predict(plan: StepPlan, costs: PlanCosts) -> Prediction:
@@ -85,13 +116,14 @@ def predict(plan: StepPlan, costs: PlanCosts) -> Prediction:
             saved.add(task.module)
         alive = sum(costs.modules[m].saved_bytes for m in saved) + sum(cotangents.values())
         alive += sum(costs.modules[m].output_bytes if m >= 0 else costs.input_bytes for m in boundaries)
-        transient = _transient(plan, costs, task)
+        transient = sum(_transient(plan, costs, task) for task in step.tasks)
         if alive + transient > peak:
             peak, peak_task = alive + transient, task
-        _move_cotangents(plan, costs, task, cotangents)
+        for done in step.tasks:
+            _move_cotangents(plan, costs, done, cotangents)
         saved -= set(step.drops)
         boundaries = {m for m in boundaries if uses[m] > place}
-    return Prediction(sum(costs.flops(plan, step.task) for step in plan.steps), peak, peak_task)
+    return Prediction(sum(costs.flops(plan, task) for step in plan.steps for task in step.tasks), peak, peak_task)
 
 
 def _boundary_uses(plan: StepPlan) -> dict[int, int]:
@@ -106,7 +138,7 @@ def _boundary_uses(plan: StepPlan) -> dict[int, int]:
 def _touched(plan: StepPlan, step: Step) -> list[int]:
     task = step.task
     if task.kind is Kind.HEAD:
-        return [task.module, -1]
+        return [*(head.module for head in step.tasks), -1]
     if task.kind is Kind.UPDATE:
         return []
     return [task.module - 1, task.module]

@@ -1,50 +1,47 @@
 """The step plan in words and figures: what `mlaan plan` prints."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from mlaan.learning import EndToEnd, Partition, Supervision, cut
-from mlaan.models import Backbone
+from mlaan.learning import EndToEnd, Site, Supervision, cut
 from mlaan.models.cost import ModuleCost
-from mlaan.plan.graph import Kind, build_graph
+from mlaan.plan.graph import Kind, build_graph, head_homes
 from mlaan.plan.predict import PlanCosts, Prediction, combine, measure_parts, predict
 from mlaan.plan.schedule import StepPlan, make_plan
 
 
 @dataclass(frozen=True)
-class Site:
+class Planned:
     """Everything a plan is about."""
 
-    backbone: Backbone
-    partition: Partition
+    site: Site
     supervision: Supervision
     plan: StepPlan
-    input_shape: Sequence[int]
     batch: int
 
 
-def report(site: Site) -> dict[str, Any]:
+def report(planned: Planned) -> dict[str, Any]:
     """Figures per module and in all, beside end-to-end and checkpointed end-to-end, as plain data.
 
     Bytes are bytes, FLOPs count multiply and add as two, both for one step on one batch in float32.
     """
-    parts = measure_parts(site.backbone, site.input_shape, site.batch, torch.float32)
-    size = 4 * site.batch * math.prod(site.input_shape)
-    costs = combine(parts, site.partition, site.supervision, size, torch.float32)
-    ours = predict(site.plan, costs)
-    plain, segments, checkpointed = _end_to_end(site, parts, size)
+    site = planned.site
+    parts = measure_parts(site.backbone, site.image_shape, planned.batch, torch.float32)
+    images = (planned.batch, *site.image_shape)
+    costs = combine(parts, site.partition, planned.supervision, images, torch.float32)
+    ours = predict(planned.plan, costs)
+    plain, segments, checkpointed = _end_to_end(site, parts, images)
     return {
         "backbone": site.backbone.name,
-        "batch": site.batch,
-        "input_shape": list(site.input_shape),
-        "window": site.plan.window,
-        "modules": [_module(site, costs, m) for m in range(len(site.partition))],
-        "weights": _weights(site),
+        "batch": planned.batch,
+        "input_shape": list(site.image_shape),
+        "window": planned.plan.window,
+        "modules": [_module(planned, costs, m) for m in range(site.modules)],
+        "weights": _weights(planned),
         "plans": {
             "this plan": _figures(ours),
             "end-to-end": _figures(plain),
@@ -61,55 +58,60 @@ def _figures(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _module(site: Site, costs: PlanCosts, m: int) -> dict[str, Any]:
-    a, b = site.partition.spans[m]
-    steps = [step.task for step in site.plan.steps if step.task.module == m]
-    heads = {id(loss.head): loss.head for loss in site.supervision.losses if loss.module == m}
-    heads.pop(id(site.backbone.classifier), None)
+def _module(planned: Planned, costs: PlanCosts, m: int) -> dict[str, Any]:
+    blocks = planned.site.backbone.blocks
+    a, b = planned.site.partition.spans[m]
+    tasks = [task for step in planned.plan.steps for task in step.tasks if task.module == m]
+    home = head_homes(planned.supervision)
+    heads = {key: head for key, head in _heads(planned).items() if home[key] == m}
     return {
-        "blocks": f"{site.backbone.blocks[a].label}-{site.backbone.blocks[b - 1].label}",
-        "tasks": [str(task) for task in steps],
+        "blocks": f"{blocks[a].label}-{blocks[b - 1].label}",
+        "tasks": [str(task) for task in tasks],
         "losses": [
             {"kind": loss.kind, "reach": loss.reach, "weight": loss.weight}
-            for loss in site.supervision.losses
+            for loss in planned.supervision.losses
             if loss.module == m
         ],
-        "flops": sum(costs.flops(site.plan, task) for task in steps),
-        "head_flops": sum(costs.flops(site.plan, task) for task in steps if task.kind is Kind.HEAD),
+        "flops": sum(costs.flops(planned.plan, task) for task in tasks),
+        "head_flops": sum(costs.flops(planned.plan, task) for task in tasks if task.kind is Kind.HEAD),
         "parameters": costs.modules[m].parameters,
         "head_parameters": _count(heads.values(), trained=True),
         "saved_bytes": costs.modules[m].saved_bytes + costs.modules[m].output_bytes,
-        "rebuilds": site.plan.rebuilds(m),
+        "rebuilds": planned.plan.rebuilds(m),
     }
 
 
-def _weights(site: Site) -> dict[str, int]:
-    heads = {id(loss.head): loss.head for loss in site.supervision.losses}
-    heads.pop(id(site.backbone.classifier), None)
+def _weights(planned: Planned) -> dict[str, int]:
+    heads = _heads(planned).values()
     return {
-        "backbone": sum(p.numel() for p in site.backbone.net.parameters()),
-        "heads": _count(heads.values(), trained=True),
-        "twins": _count(heads.values(), trained=False),
+        "backbone": sum(p.numel() for p in planned.site.backbone.net.parameters()),
+        "heads": _count(heads, trained=True),
+        "twins": _count(heads, trained=False),
     }
+
+
+def _heads(planned: Planned) -> dict[int, nn.Module]:
+    """Every head once, by id, less the backbone's own classifier."""
+    heads = {id(loss.head): loss.head for loss in planned.supervision.losses}
+    heads.pop(id(planned.site.backbone.classifier), None)
+    return heads
 
 
 def _count(modules: Any, *, trained: bool) -> int:
     return sum(p.numel() for p in nn.ModuleList(modules).parameters() if p.requires_grad == trained)
 
 
-def _end_to_end(site: Site, parts: Sequence[ModuleCost], input_bytes: int) -> tuple[Prediction, int, Prediction]:
+def _end_to_end(site: Site, parts: Sequence[ModuleCost], images: Sequence[int]) -> tuple[Prediction, int, Prediction]:
     """End-to-end training of the same backbone: as it is, and with the segment count of the lowest peak."""
-    blocks = len(site.backbone.blocks)
-    shapes = site.backbone.block_shapes(site.input_shape)
 
     def run(segments: int, recompute: str) -> Prediction:
-        partition = cut(site.backbone, segments, "even", site.input_shape)
-        supervision = EndToEnd().supervise(site.backbone, partition, shapes)
+        partition = cut(site.backbone, segments, "even", site.image_shape)
+        supervision = EndToEnd().supervise(replace(site, partition=partition))
         graph = build_graph(segments, supervision, partition.modules(site.backbone))
-        costs = combine(parts, partition, supervision, input_bytes, torch.float32)
+        costs = combine(parts, partition, supervision, images, torch.float32)
         return predict(make_plan(graph, "full", 0, recompute), costs)
 
-    tried = {segments: run(segments, "once") for segments in range(1, min(blocks, 16) + 1)}
+    tried = {segments: run(segments, "once") for segments in range(1, min(len(site.backbone.blocks), 16) + 1)}
     best = min(tried, key=lambda segments: tried[segments].peak_bytes)
     return run(1, "none"), best, tried[best]
 

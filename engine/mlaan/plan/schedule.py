@@ -1,6 +1,6 @@
 """Schedules: one task graph, run in different orders and with different lifetimes of what is saved."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlaan.errors import UserError
 from mlaan.plan.graph import Kind, Task, TaskGraph
@@ -18,11 +18,19 @@ class Step:
         task: what runs.
         keep: FORWARD only: whether what the backward needs is kept.
         drops: modules whose saved tensors are let go of with this step, which is the last to use them.
+        joined: HEAD only: Heads of other modules with the same auxiliary network, run in the same call on the
+            outputs joined along the batch, with batch statistics of each module's own.
     """
 
     task: Task
     keep: bool = False
     drops: tuple[int, ...] = ()
+    joined: tuple[Task, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The task and those joined with it."""
+        return (self.task, *self.joined)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def make_plan(graph: TaskGraph, schedule: str = "lean", window: int = 0, recompu
     Args:
         schedule: "lean" runs whatever can run before the next Forward, so that as many modules are alive as the
             largest reach; "windowed" runs Forwards until `window` are alive, then sweeps back; "full" is a window
-            of all.
+            of all. In these two, Heads that share an auxiliary network are joined.
         window: live window of the windowed schedule.
         recompute: "none" keeps what a Forward saved until the module's last backward pass. "once" rebuilds it before
             the first pass and keeps it, unless no other Forward comes between. "each" keeps at most one module at a
@@ -65,8 +73,11 @@ def make_plan(graph: TaskGraph, schedule: str = "lean", window: int = 0, recompu
             f"memory.window = {window} must be from {largest}, the largest reach, to {graph.modules}, the modules"
         )
     fill = {"lean": 0, "windowed": window, "full": graph.modules}[schedule]
-    order = _order(graph, fill)
-    steps = _lifetimes(graph, order, recompute)
+    joined = _order(graph, fill)
+    steps = _lifetimes(graph, [task for tasks in joined for task in tasks], recompute)
+    followers = {task for tasks in joined for task in tasks[1:]}
+    partners = {tasks[0]: tuple(tasks[1:]) for tasks in joined}
+    steps = [replace(s, joined=partners.get(s.task, ())) for s in steps if s.task not in followers]
     alive, peak = set[int](), 0
     for step in steps:
         if step.keep or step.task.kind is Kind.REBUILD:
@@ -76,9 +87,12 @@ def make_plan(graph: TaskGraph, schedule: str = "lean", window: int = 0, recompu
     return StepPlan(graph, tuple(steps), peak)
 
 
-def _order(graph: TaskGraph, fill: int) -> list[Task]:
-    """A topological order: Forwards until `fill` modules are alive, then all else that can run, and so on."""
-    order: list[Task] = []
+def _order(graph: TaskGraph, fill: int) -> list[list[Task]]:
+    """A topological order: Forwards until `fill` modules are alive, then all else that can run, and so on.
+
+    With a window to fill, each Head brings those along that share its network and can run too.
+    """
+    order: list[list[Task]] = []
     done: set[Task] = set()
     waiting = set(graph.needs)
     alive, filling = 0, True
@@ -87,15 +101,25 @@ def _order(graph: TaskGraph, fill: int) -> list[Task]:
         others = [task for task in ready if task.kind is not Kind.FORWARD]
         forwards = [task for task in ready if task.kind is Kind.FORWARD]
         filling = bool(forwards) and (not others or (filling and alive < fill))
-        task = forwards[0] if filling else min(others, key=lambda t: (-t.module, _EAGERNESS[t.kind], t.index))
-        order.append(task)
-        done.add(task)
-        waiting.remove(task)
+        task = forwards[0] if filling else min(others, key=_urgency)
+        together = [task]
+        if fill and task.kind is Kind.HEAD:
+            for other in sorted(others, key=_urgency):
+                same = other.kind is Kind.HEAD and graph.heads[other.index] == graph.heads[task.index]
+                if same and all(other.module != member.module for member in together):
+                    together.append(other)
+        order.append(together)
+        done.update(together)
+        waiting.difference_update(together)
         if task.kind is Kind.FORWARD:
             alive += bool(graph.groups[task.module])
         elif task.kind is Kind.BACKWARD:
             alive -= 1
     return order
+
+
+def _urgency(task: Task) -> tuple[int, int, int]:
+    return -task.module, _EAGERNESS[task.kind], task.index
 
 
 def _lifetimes(graph: TaskGraph, order: list[Task], recompute: str) -> list[Step]:

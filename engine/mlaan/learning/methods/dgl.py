@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlaan.config import MethodConfig, setting
-from mlaan.learning.heads import DGLHead, PoolLinear
-from mlaan.learning.partition import Partition
-from mlaan.learning.supervision import LocalLoss, Supervision
-from mlaan.models import Backbone
+from mlaan.learning.base import Auxiliary, Light, local_losses
+from mlaan.learning.heads import DGLHead
+from mlaan.learning.site import Site
+from mlaan.learning.supervision import Supervision
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,12 @@ class DGL(MethodConfig, name="dgl"):
 
     head: Literal["mlp", "light"] = setting("mlp", "mlp: DGL's own head of 1x1 convolutions; light: pool + linear")
 
-    def supervise(self, backbone: Backbone, partition: Partition, shapes: Sequence[Sequence[int]]) -> Supervision:
+    def supervise(self, site: Site) -> Supervision:
         """A loss of reach 1 per module, on the backbone's own classifier at the last."""
-        losses = []
-        for i, shape in enumerate(partition.outputs(shapes)[:-1]):
-            light = self.head == "light"
-            classes = backbone.num_classes
-            head = PoolLinear(shape[0], classes) if light else DGLHead(shape, classes)
-            losses.append(LocalLoss(i, head))
-        losses.append(LocalLoss(len(partition) - 1, backbone.classifier, kind="classifier"))
-        return Supervision(tuple(losses))
+        return Supervision(local_losses(site, self))
+
+    def auxiliary(self, site: Site, module: int, shape: Sequence[int]) -> Auxiliary:
+        """See Base."""
+        if self.head == "light":
+            return Light().auxiliary(site, module, shape)
+        return Auxiliary(DGLHead(shape, site.classes))

@@ -1,12 +1,10 @@
 """End-to-end training as a special case: one loss whose reach is the whole network."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlaan.config import MethodConfig
-from mlaan.learning.partition import Partition
+from mlaan.learning.site import Site
 from mlaan.learning.supervision import LocalLoss, Supervision
-from mlaan.models import Backbone
 
 
 @dataclass(frozen=True)
@@ -16,7 +14,7 @@ class EndToEnd(MethodConfig, name="end_to_end"):
     With memory.recompute = "once" the modules are the segments of activation checkpointing.
     """
 
-    def supervise(self, backbone: Backbone, partition: Partition, shapes: Sequence[Sequence[int]]) -> Supervision:
+    def supervise(self, site: Site) -> Supervision:
         """One loss on the last module."""
-        last = len(partition) - 1
-        return Supervision((LocalLoss(last, backbone.classifier, reach=len(partition), kind="classifier"),))
+        loss = LocalLoss(site.modules - 1, site.backbone.classifier, reach=site.modules, kind="classifier")
+        return Supervision((loss,))
