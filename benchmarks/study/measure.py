@@ -64,11 +64,12 @@ def measure(
     device = parts.engine.device
     steps[_PLAIN] = _Plain(parts.engine, channels_last=base.train.channels_last)
     batches = [(images, labels) for images, labels in islice(parts.train_batches, BATCHES)]
+    labels = {variant.cost: variant.label for variant in reversed(results.variants)}
     peaks = {}
     for key, contender in steps.items():
         contender.step(*batches[0])  # momenta are there before a peak is taken
         peaks[key] = step_peak(contender, batches[0])
-        say(f"peak {peaks[key] / 2**20:8.1f} MiB  {key}")
+        say(f"peak {peaks[key] / 2**20:8.1f} MiB  {labels.get(key, key)}")
     load = os.getloadavg()[0]
     times = interleaved({key: contender.step for key, contender in steps.items()}, batches, rounds, WARMUP)
     found = {}

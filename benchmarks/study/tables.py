@@ -5,7 +5,7 @@ from itertools import combinations
 from statistics import mean, stdev
 
 from benchmarks.study.results import Cost, Results, Variant, depth_name
-from benchmarks.study.statistics import CONFIDENCE, Interval, at_equal_flops, paired
+from benchmarks.study.statistics import BEYOND, CONFIDENCE, Interval, at_equal_flops, paired
 
 _CONFIDENCE = f"{100 * CONFIDENCE:.0f} %"
 
@@ -49,7 +49,12 @@ def accuracy(results: Results, variants: Sequence[Variant]) -> str:
         )
     head = ["#", "variant", "epochs", "test top-1 % (n)", "less end-to-end's, equal epochs"]
     head += ["equal FLOPs", "FLOPs of a step", "TFLOP in all", "trained, M"]
-    return _table(head, rows, left=2)
+    legend = (
+        f"\n\nDifferences are in points, with their {_CONFIDENCE} t-interval over the seeds, paired by seed; "
+        "undecided: 0 is in it. Equal FLOPs: what end-to-end reaches between its lengths, linear in the logarithm "
+        f"of the FLOPs; empty: more than {100 * (BEYOND - 1):.0f} % outside. FLOPs of a step: over end-to-end's."
+    )
+    return _table(head, rows, left=2) + legend
 
 
 def costs(results: Results) -> str:

@@ -109,6 +109,13 @@ def test_the_table_of_accuracy():
     assert rows(found["ablation"])[2][4:6] == ["", ""]
 
 
+def test_lengths_without_an_equal_are_compared_to_none():
+    odd, far = variant("odd", 6, 0.9, cost="d"), variant("far", 12, 0.9, cost="d")
+    table = tables.accuracy(replace(RESULTS, variants=(*RESULTS.variants, odd, far)), [odd, far])
+    # 12 and 24 TFLOP, where end-to-end has 5 and 20
+    assert [bool(cell) for row in rows(table)[2:] for cell in row[4:6]] == [False, True, False, False]
+
+
 def test_costs_stand_once_for_all_lengths_and_measured_figures_only_where_there_are():
     found = rows(tables.costs(RESULTS))[2:]
     assert [row[0] for row in found] == [

@@ -98,3 +98,9 @@ def test_data_that_are_not_here_are_said(run, tmp_path, capsys, monkeypatch):
     assert err == "mlaan: the files will not say mean and deviation of the images: data.root = 'none' is not a folder\n"
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert "mean" not in file.metadata()
+
+
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert "\n  mlaan export RUN " in capsys.readouterr().out

@@ -92,7 +92,12 @@ def test_without_a_network_it_says_that_too(tmp_path, no_network, capsys):
             "stl10_binary/train_X.bin, stl10_binary/train_y.bin, stl10_binary/test_X.bin, stl10_binary/test_y.bin",
             "get http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz and unpack it there",
         ),
-        (SVHN, "train_32x32.mat", "get http://ufldl.stanford.edu/housenumbers/train_32x32.mat and put it there"),
+        (
+            SVHN,
+            "train_32x32.mat, test_32x32.mat",
+            "get http://ufldl.stanford.edu/housenumbers/train_32x32.mat and "
+            "http://ufldl.stanford.edu/housenumbers/test_32x32.mat and put it there",
+        ),
     ],
 )
 def test_every_set_knows_its_files(tmp_path, source, lacks, advice):

@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -87,6 +88,7 @@ def test_an_epoch_gives_every_image_once_in_a_new_order(files):
     assert sorted(first) == sorted(second) == list(range(COUNT))
     assert first != second
     assert first != sorted(first)
+    assert [len(batch.labels) for batch in make(files).batches(0, 3)] == [4, 4], "nothing is decoded in vain"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -187,14 +189,26 @@ def test_a_file_that_cannot_be_decoded_is_named(tmp_path, workers, fault):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_workers_leave_stopping_to_the_training_process(files, whole, number):
+@pytest.mark.parametrize("name", ["INT", "TERM"])
+def test_a_signal_to_all_processes_leaves_the_workers_at_work(files, whole, name):
     batches = iter(make(files, workers=2))
     taken = [next(batches)]
     for worker in multiprocessing.active_children():
-        os.kill(worker.pid, number)
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     taken += batches
     assert same(taken, whole[:5])
+
+
+def test_the_training_process_ends_its_workers(files):
+    """As Python does at its exit with every worker that is left."""
+    batches = iter(make(files, workers=2))
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        worker.terminate()
+        worker.join(20)
+        assert worker.exitcode == 0
 
 
 def test_a_killed_worker_ends_in_one_line(files):

@@ -7,13 +7,14 @@ leap networks.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from exact.definitions_bases import BASES, Ground, base_loss, cross_entropy
+from exact.definitions_bases import BASES, Ground, base_loss, cross_entropy, picture
 from mlaan.config import MethodConfig
 from mlaan.learning.methods import DGL, HPFF, MAN, MLAAN, AugLocal, BackLink, EndToEnd, InfoPro, PredSim
 
@@ -107,9 +108,7 @@ def behind(
 ) -> Term:
     """The base's loss on what `before` makes of the module's output."""
     whole = ground.heads[f"{module}.{kind}"]
-    return Term(
-        module, kind, reach, weight, whole, lambda h: base_loss(base, ground, whole.head, module, before(h))
-    )
+    return Term(module, kind, reach, weight, whole, lambda h: base_loss(base, ground, whole.head, module, before(h)))
 
 
 def man(method: MAN, ground: Ground) -> Iterator[Term]:
@@ -140,19 +139,21 @@ def hpff(method: HPFF, ground: Ground) -> Iterator[Term]:
                 label_alone = InfoPro(first_reconstruction=0, last_reconstruction=0, first_label=1, last_label=1)
                 base = label_alone if kind == "independent" else InfoPro(patches=method.patches)
                 yield alone(ground, i, kind, reach, weight, base)
+            elif method.patches == 1:
+                yield alone(ground, i, kind, reach, weight, BASES[method.base])
             else:
-                yield behind(
-                    ground, i, kind, reach, weight, BASES[method.base], lambda h: patch_average(h, method.patches)
-                )
+                fuse = partial(on_picture, lambda h: patch_average(h, method.patches))
+                yield behind(ground, i, kind, reach, weight, BASES[method.base], fuse)
     yield last(ground, method.reach)
 
 
+def on_picture(change: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+    """A change of maps, for tokens, too: their patches are the map, and the class token stays in front."""
+    return change(h) if h.ndim == 4 else torch.cat([h[:, :1], change(picture(h)).flatten(2).transpose(1, 2)], 1)
+
+
 def patch_average(h: Tensor, n: int) -> Tensor:
-    """Mean of a map's n x n parts, where its sides divide; of tokens the class token stays in front."""
-    if h.ndim == 3:
-        side = int((h.shape[1] - 1) ** 0.5)
-        image = h[:, 1:].reshape(len(h), side, side, -1).permute(0, 3, 1, 2)
-        return torch.cat([h[:, :1], patch_average(image, n).flatten(2).transpose(1, 2)], 1)
+    """Mean of a map's n x n parts, where its sides divide."""
     height, width = h.shape[2] // n, h.shape[3] // n
     assert (n * height, n * width) == tuple(h.shape[2:])
     total = torch.zeros_like(h[:, :, :height, :width])
@@ -200,6 +201,8 @@ def leap(method: MLAAN, ground: Ground, module: int, kind: str) -> Callable[[Ten
     sources = (ground.short_leaps if short else ground.leaps)[end].split()
     twins = {"none": 0, "first": 1, "all": len(sources)}[joined]
     fresh = method.preset == "authors" and ground.ends[-1].startswith("4")
+    assert len(network.blocks) == (0 if method.leap == "live" else len(sources))
+    assert len(network.twins) == twins
     for t, source in enumerate(sources):
         made = [network.blocks[t]] if method.leap != "live" else []
         made += [network.twins[str(t)]] if t < twins else []
@@ -208,7 +211,7 @@ def leap(method: MLAAN, ground: Ground, module: int, kind: str) -> Callable[[Ten
             assert not (fresh and source in ground.copies[id(block)])
 
     def before(z: Tensor) -> Tensor:
-        z = patch_pairs(z) if halved else z
+        z = on_picture(neighbours, z) if halved else z
         for t, source in enumerate(sources):
             a = still(ground.blocks[source], z) if method.leap == "live" else network.blocks[t](z)
             z = a + network.twins[str(t)](z) if t < twins else a
@@ -222,10 +225,6 @@ def still(block: nn.Module, z: Tensor) -> Tensor:
     return functional_call(block, {name: p.detach() for name, p in block.named_parameters()}, (z,))
 
 
-def patch_pairs(h: Tensor) -> Tensor:
-    """Mean of each 2 x 2 neighbours, where the sides are even; of tokens the class token stays in front."""
-    if h.ndim == 3:
-        side = int((h.shape[1] - 1) ** 0.5)
-        image = h[:, 1:].reshape(len(h), side, side, -1).permute(0, 3, 1, 2)
-        return torch.cat([h[:, :1], patch_pairs(image).flatten(2).transpose(1, 2)], 1)
+def neighbours(h: Tensor) -> Tensor:
+    """Mean of each 2 x 2 pixels, where the sides are even."""
     return (h[:, :, ::2, ::2] + h[:, :, ::2, 1::2] + h[:, :, 1::2, ::2] + h[:, :, 1::2, 1::2]) / 4

@@ -7,6 +7,7 @@ number where that is short.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -115,11 +116,10 @@ def dgl_logits(head: Any, h: Tensor) -> Tensor:
 def predsim_loss(method: PredSim, ground: Ground, head: Any, h: Tensor) -> Tensor:
     """(1 - b) CE(linear(pool(h)), y) + b mean over i, j of (S(conv(h))_ij - S(onehot y)_ij)^2."""
     h = picture(h)
-    size = [h.shape[2], h.shape[3]]
-    while h.shape[1] * size[0] * size[1] > method.inputs:
-        longer = 0 if size[0] >= size[1] else 1
-        size[longer] = math.ceil(size[longer] / 2)
-    logits = F.adaptive_avg_pool2d(h, size).flatten(1) @ head.linear.weight.T + head.linear.bias
+    height, width = h.shape[2:]
+    while h.shape[1] * height * width > method.inputs:
+        height, width = (math.ceil(height / 2), width) if height >= width else (height, math.ceil(width / 2))
+    logits = F.adaptive_avg_pool2d(h, (height, width)).flatten(1) @ head.linear.weight.T + head.linear.bias
     prediction = cross_entropy(logits, ground.labels)
     features = F.conv2d(h, head.convolution.weight, padding=1)
     deviation = features - features.mean((2, 3), keepdim=True)
@@ -145,9 +145,8 @@ def infopro_loss(method: InfoPro, ground: Ground, head: Any, module: int, h: Ten
     depth = module / (ground.modules - 2)
     l1 = (1 - depth) * method.first_reconstruction + depth * method.last_reconstruction
     l2 = (1 - depth) * method.first_label + depth * method.last_label
-    convolve, relu, pool, flatten, hidden, relu_again, last = head.label
-    norm = convolve[1]
-    z = norm(F.conv2d(picture(h), convolve[0].weight, stride=convolve[0].stride, padding=1)).clamp(min=0)
+    (convolution, norm), hidden, last = head.label[0], head.label[4], head.label[6]
+    z = norm(F.conv2d(picture(h), convolution.weight, stride=convolution.stride, padding=1)).clamp(min=0)
     z = (pooled(z) @ hidden.weight.T + hidden.bias).clamp(min=0) @ last.weight.T + last.bias
     contrastive = method.loss == "contrastive"
     label = contrast(z, ground.labels, method.temperature) if contrastive else cross_entropy(z, ground.labels)
@@ -178,7 +177,7 @@ def painting_loss(ground: Ground, painters: Any, patches: int, h: Tensor) -> Ten
 
 
 def contrast(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Mean over anchors with a partner of -1/|P_i| sum over p of log( exp(z_i z_p / t) / sum a != i exp(z_i z_a / t) )."""
+    """Mean over anchors with a partner of log( exp(z_i z_p / t) / sum over a != i of exp(z_i z_a / t) ), negated."""
     z = z / z.square().sum(1, keepdim=True).sqrt()
     anchors = []
     for i in range(len(z)):
@@ -211,7 +210,7 @@ def auglocal_loss(method: AugLocal, ground: Ground, head: Any, module: int, h: T
     chain, before = [], first
     for sample in samples:
         between = order[before - 1 : sample]
-        changes = [b for a, b in zip(between, between[1:], strict=False) if ground.shapes[a] != ground.shapes[b]]
+        changes = [b for a, b in pairwise(between) if ground.shapes[a] != ground.shapes[b]]
         chain += changes or [order[sample - 1]]
         before = sample
     assert len(head.blocks) == len(chain)

@@ -125,7 +125,7 @@ def outputs(parts: list[list[nn.Module]], blocks: dict[str, nn.Module], shape: S
     """Output shape of every block for one image."""
     h, shapes = torch.zeros(2, *shape, dtype=torch.float64), []
     with torch.no_grad():
-        for layer in sum(parts, []):
+        for layer in (layer for part in parts for layer in part):
             h = layer(h)
             shapes.append(tuple(h.shape[1:]))
     return dict(zip(blocks, shapes[1:], strict=True))
@@ -152,6 +152,6 @@ def differences(trial: Trial) -> dict[str, float]:
             given = theirs if ours is None else ours
             found[name] = 0.0 if given is None or not given.any() else float("inf")
         else:
-            small = 1e-12 * largest
+            small = 1e-14 * largest
             found[name] = 0.0 if (ours - theirs).norm().item() < small else gap(ours, theirs)
     return found

@@ -86,10 +86,9 @@ class Wave(nn.Module):
         return torch.sin(self.conv(h))
 
 
-def waves(*blocks, head=None):
+def waves(*blocks):
     classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(blocks[-1].conv.out_channels, 10))
-    net = nn.ModuleList([*blocks, classifier])
-    return Backbone(net, nn.Identity(), blocks, classifier)
+    return Backbone(nn.Sequential(*blocks, classifier), nn.Identity(), blocks, classifier, name="waves")
 
 
 def test_blocks_of_ones_own_chain_without_stages():
@@ -119,6 +118,16 @@ def test_networks_have_weights_of_their_own_and_batch_statistics():
     assert not torch.allclose(copy, source, atol=1e-3)
 
 
+def test_transformer_blocks_are_drawn_anew():
+    engine = make_vit(AugLocal(depth=1))
+    source, block = engine.backbone.blocks[-1].module, engine.supervision.losses[0].head.blocks[0]
+    drawn = dict(source.named_parameters())
+    matrices = {name: weight for name, weight in block.named_parameters() if weight.ndim > 1}
+    assert len(matrices) == 4  # attention in and out, and the perceptron's two layers
+    assert not any(torch.allclose(weight, drawn[name], atol=1e-3) for name, weight in matrices.items())
+    assert block.ln_1.weight.eq(1).all()
+
+
 def test_losses_fall():
     assert (ratios(make(AugLocal(depth=3))) < 0.9).all()
     vit = make_vit(AugLocal(depth=2))
@@ -133,7 +142,7 @@ def test_a_block_that_does_not_fit_is_told():
 
     backbone = waves(Wave(3, 4), Fixed(4, 4), Fixed(4, 4))
     make(AugLocal(), backbone=backbone)
-    with pytest.raises(UserError, match="'auglocal' cannot chain the later blocks of ModuleList behind module 0"):
+    with pytest.raises(UserError, match="'auglocal' cannot chain the later blocks of waves behind module 0"):
         make(HPFF(base="auglocal"), backbone=backbone)
 
 

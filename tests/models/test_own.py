@@ -67,6 +67,7 @@ def test_the_function_is_given_what_it_takes(folder, arguments, channels, before
     assert backbone.num_classes == 6
     assert len(backbone.blocks) == 2
     assert backbone(torch.randn(2, 2, 12, 10)).shape == (2, 6)
+    assert str(folder) not in sys.path
 
 
 def test_a_backbone_with_stages_and_a_name(folder):

@@ -85,6 +85,26 @@ def test_a_last_layer_of_zeros_hides_nothing():
     assert not net.classifier[-1].weight.any()
 
 
+def test_blocks_that_do_next_to_nothing_at_first_hide_nothing():
+    """As ConvNeXt's, whose scales start at a millionth."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scale = nn.Conv2d(8, 8, 3, padding=1), nn.Parameter(torch.full((8, 1, 1), 1e-12))
+
+        def forward(self, h):
+            return h + self.scale * self.conv(h)
+
+    class Backwards(nn.Sequential):
+        def forward(self, images):
+            stem, *blocks, classifier = self
+            return classifier(nn.Sequential(stem, *blocks[::-1])(images))
+
+    with pytest.raises(UserError, match="computes other logits"):
+        as_backbone(Backwards(convolution(3, 8), Scaled(), Scaled(), head()), IMAGES)
+
+
 def test_the_look_moves_nothing():
     torch.manual_seed(0)
     net = Own()

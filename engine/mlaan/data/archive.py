@@ -65,27 +65,28 @@ class ArchiveSource(SubsetSource):
     def read(self) -> Dataset:
         """Both parts; raises UserError where a file is missing and cannot be downloaded, or is damaged."""
         folder = Path(self.root).expanduser()
-        for archive in self.archives():
-            self._require(archive, folder)
+        archives = self.archives()
+        if lacking := [archive for archive in archives if _missing(archive, folder)]:
+            self._complete(lacking, folder)
         try:
             return self.read_files(folder)
         except Damaged as fault:
             name = str(fault.path.relative_to(folder))
-            url = next(archive.url for archive in self.archives() if name in archive.files)
+            url = next(archive.url for archive in archives if name in archive.files)
             raise UserError(f"{fault}: delete it and set data.download = true, or get it anew from {url}") from None
         except OSError as error:
             raise UserError(f"cannot read {error.filename}: {error.strerror}: mend data.root = {self.root!r}") from None
 
-    def _require(self, archive: Archive, folder: Path) -> None:
-        missing = _missing(archive, folder)
-        if not missing:
-            return
-        lacks = f"data.root = {self.root!r} lacks {', '.join(missing)}"
-        by_hand = f"get {archive.url} and {'unpack it' if archive.is_packed else 'put it'} there"
+    def _complete(self, lacking: list[Archive], folder: Path) -> None:
+        files = ", ".join(name for archive in lacking for name in _missing(archive, folder))
+        lacks = f"data.root = {self.root!r} lacks {files}"
+        by_hand = f"get {' and '.join(archive.url for archive in lacking)} and "
+        by_hand += "unpack it there" if lacking[0].is_packed else "put it there"
         if not self.download:
             raise UserError(f"{lacks}: set data.download = true, or {by_hand}")
         try:
-            _fetch(archive, folder)
+            for archive in lacking:
+                _fetch(archive, folder)
         except (OSError, RuntimeError, HTTPException, tarfile.TarError, EOFError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{lacks}, and the download failed ({reason}): {by_hand}") from None

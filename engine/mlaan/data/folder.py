@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class FolderLoader(Loader):
             batch_size=None,
             sampler=[images.tolist() for images in chosen],  # pyright: ignore[reportArgumentType]
             num_workers=self.workers,
-            worker_init_fn=_ignore_stop_signals,
+            worker_init_fn=_obey_the_parent_alone,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # by default it would draw from the run's own random numbers
         )
@@ -139,7 +140,15 @@ class _Views(data.Dataset[Any]):
         return self._view(decode(self._files.path(index)), random)
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    """Ctrl-C reaches the whole process group: the training process decides, and ends its workers itself."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _obey_the_parent_alone(worker: int) -> None:
+    """A stop, by Ctrl-C or a cluster's SIGTERM, reaches all processes at once, but the training process still
+    finishes its step: it decides, and ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    Thread(target=_wait_for_the_parents_signal, daemon=True).start()
+
+
+def _wait_for_the_parents_signal() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

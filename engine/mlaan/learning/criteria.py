@@ -30,7 +30,7 @@ def similarity(x: Tensor) -> Tensor:
 
 
 def similarity_matching(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean squared difference of the images' similarities and their labels' (Nøkland & Eidnes, ICML 2019, eq. 3).
+    """Mean squared difference of the images' similarities and their labels' (Nøkland & Eidnes, ICML 2019).
 
     mean_ij (S(z)_ij - S(onehot y)_ij)^2. As in the authors' code a map's row z_i holds the standard deviation of each
     channel over the pixels; three channels or fewer, or a single pixel, are taken as they are.
@@ -76,7 +76,7 @@ def unnormalised(images: Tensor, normalisation: Normalisation) -> Tensor:
 
 
 def reconstruction(pixels: Tensor, images: Tensor, normalisation: Normalisation) -> Tensor:
-    """Mean binary cross-entropy of painted pixels (InfoPro, Wang et al., ICLR 2021, section 3.3).
+    """Mean binary cross-entropy of painted pixels (InfoPro, Wang et al., ICLR 2021).
 
     Args:
         pixels: (N, C, H, W), before the sigmoid.

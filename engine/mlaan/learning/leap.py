@@ -129,12 +129,17 @@ def _without_statistics(block: nn.Module) -> nn.Module:
 
 
 def initialise(block: nn.Module) -> nn.Module:
-    """Draw a block's weights anew: He-normal convolutions (fan out), BatchNorm 1 and 0, PyTorch's linear layers."""
+    """Draw a block's weights anew: He-normal convolutions (fan out), all other layers as PyTorch starts them.
+
+    A weight outside PyTorch's layers, such as ConvNeXt's layer scale, stays.
+    """
     for module in block.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, _BatchNorm | nn.Linear):
-            module.reset_parameters()
+        elif isinstance(module, nn.MultiheadAttention):
+            module._reset_parameters()
+        elif hasattr(module, "reset_parameters"):
+            cast(Any, module).reset_parameters()
     return block

@@ -106,11 +106,13 @@ def require_same_logits(view: Backbone, image_shape: Sequence[int]) -> None:
     images = torch.randn(2, *image_shape, generator=generator).to(example)
     modes = {module: module.training for part in (view.net, *_parts(view)) for module in part.modules()}
     last = view.last_layer.weight
-    weight = last.clone()
+    saved = {p: p.clone() for p in view.net.parameters() if p is last or p.numel() == max(p.shape, default=1)}
     try:
         for part in (view.net, *_parts(view)):
             part.eval()
-        # Vision transformers start with a last layer of zeros, behind which all nets look alike.
+        # Many nets start with a last layer of zeros, or scales near zero for their blocks, and hide what lies before.
+        for p in saved:
+            p.copy_(torch.rand(p.shape, generator=generator) / 2 + 0.5)
         last.copy_(torch.randn(last.shape, generator=generator) / last[0].numel() ** 0.5)
         theirs, ours = view.net(images.clone()), view(images.clone())
     except Exception as error:
@@ -118,7 +120,8 @@ def require_same_logits(view: Backbone, image_shape: Sequence[int]) -> None:
             f"model = {view.name} fails on {tuple(images.shape)} images, {type(error).__name__}: {error}"
         ) from error
     finally:
-        last.copy_(weight)
+        for p, value in saved.items():
+            p.copy_(value)
         for module, training in modes.items():
             module.training = training
     if not isinstance(theirs, torch.Tensor) or theirs.shape != ours.shape:

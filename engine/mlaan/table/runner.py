@@ -98,7 +98,7 @@ class _Pool:
                 time.sleep(POLL_SECONDS)
             if self._running:
                 self._say(f"stopping {len(self._running)} runs after their present step")
-                pass
+                self._signal(stop.signal_number)
             while self._running:
                 self._collect(is_stopping=True)
                 time.sleep(POLL_SECONDS)
