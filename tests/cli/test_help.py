@@ -16,7 +16,7 @@ def shown(capsys, *words: str) -> str:
 @pytest.mark.parametrize("words", [[], ["--help"]])
 def test_the_first_help_names_every_command(capsys, words):
     text = shown(capsys, *words)
-    for command in ("train", "eval", "plan", "report", "doctor"):
+    for command in ("train", "eval", "plan", "report", "table", "probe", "export", "doctor"):
         assert f"\n    {command} " in text
     assert text.index("start here") < text.index("commands:")
 
@@ -30,7 +30,7 @@ def test_train_help_has_examples_first_and_every_setting_with_its_default(capsys
         assert words in text
 
 
-@pytest.mark.parametrize("command", ["eval", "plan", "report", "doctor"])
+@pytest.mark.parametrize("command", ["eval", "plan", "report", "table", "probe", "export", "doctor"])
 def test_every_command_has_help_with_an_example(capsys, command):
     text = shown(capsys, command, "--help")
     assert f"  mlaan {command}" in text

@@ -1,4 +1,4 @@
-"""The command line: `mlaan train`, `eval`, `plan`, `report`, `doctor`."""
+"""The command line: `mlaan train`, `eval`, `plan`, `report`, `table`, `probe`, `export`, `doctor`."""
 
 import os
 import sys

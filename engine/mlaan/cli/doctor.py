@@ -9,13 +9,18 @@ from mlaan.cli.arguments import Overrides
 from mlaan.observe.environment import cpu_name, version
 from mlaan_kernels import library
 
-_NEEDED = {"mlaan": "pip install . in the source folder", "torchvision": "pip install torchvision"}
+_NEEDED = {
+    "mlaan": "pip install . in the source folder",
+    "torchvision": "pip install torchvision",
+    "safetensors": "pip install safetensors",
+}
 _OPTIONAL = {
     "scikit-learn": "the data set digits",
     "rich": "the live table on a terminal",
     "matplotlib": "report.png",
     "tensorboard": "TensorBoard logs",
     "triton": "GPU kernels",
+    "timm": "backbones timm:NAME",
 }
 
 

@@ -41,4 +41,9 @@ def settings_of(text: str, overrides: Overrides) -> Config:
         file = Path(folder) / "config.toml"
         file.write_text(text, encoding="utf-8")
         config = load_config(file, overrides)
-    return replace(config, model=replace(config.model, weights=""))  # the checkpoint's own come in their place
+    return without_weights(config)
+
+
+def without_weights(config: Config) -> Config:
+    """The settings of a network whose weights a checkpoint brings: those to begin with are not read again."""
+    return replace(config, model=replace(config.model, weights=""))

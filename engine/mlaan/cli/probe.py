@@ -13,6 +13,7 @@ from torch import Tensor
 from mlaan import checkpoint
 from mlaan.build import Parts, build
 from mlaan.cli.arguments import Overrides
+from mlaan.cli.evaluate import without_weights
 from mlaan.cli.settings import load_config
 from mlaan.data import FolderLoader, Loader, MemoryLoader
 from mlaan.data.folder import ImageFiles
@@ -60,7 +61,7 @@ def _load(folder: RunFolder, overrides: Overrides) -> _Run:
         if not key.startswith("data.") and key != "train.device":
             raise UserError(f"--{key} {value} cannot change a trained network: only data.* and train.device can")
     saved = checkpoint.load(folder.last)
-    parts = build(load_config(folder.config, overrides))
+    parts = build(without_weights(load_config(folder.config, overrides)))
     try:
         parts.engine.load_state_dict(saved.engine)
     except UserError as error:

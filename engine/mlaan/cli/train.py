@@ -11,6 +11,7 @@ from mlaan import checkpoint, report
 from mlaan.build import Parts, build
 from mlaan.checkpoint import CHANGEABLE, Checkpoint
 from mlaan.cli.arguments import Overrides
+from mlaan.cli.evaluate import without_weights
 from mlaan.cli.settings import load_config
 from mlaan.config import Config, dumps
 from mlaan.errors import UserError
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     config = load_config(folder.config, _changeable(overrides, folder))
     saved = checkpoint.load(folder.last)
     checkpoint.require_same_run(saved, dumps(config), folder.last)
-    return _train(folder, config, build(config), saved)
+    return _train(folder, config, build(without_weights(config)), saved)
 
 
 def _changeable(overrides: Overrides, folder: RunFolder) -> Overrides:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from mlaan.config.values import any_of
 from mlaan.errors import UserError
 from mlaan.models.backbone import Backbone
 from mlaan.models.views import as_backbone
@@ -31,7 +32,7 @@ def timm_backbone(name: str, num_classes: int, image_shape: Sequence[int], *, pr
     plain = name.removeprefix(PREFIX)
     if not timm.is_model(plain):
         near = [repr(PREFIX + other) for other in difflib.get_close_matches(plain, timm.list_models(), n=3)]
-        hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
+        hint = f"did you mean {any_of(near)}?" if near else "see timm.list_models()"
         raise UserError(f"model.name = {name!r} is no model of timm {timm.__version__}: {hint}")
     meta = torch.get_default_device().type == "meta"
     pretrained &= not meta

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
+from mlaan.config.values import any_of
 from mlaan.errors import UserError
 from mlaan.models import convnext, resnet, vgg, vit
 from mlaan.models.backbone import Backbone
@@ -74,5 +75,5 @@ def build(
 def _hint(name: str) -> str:
     near = difflib.get_close_matches(name, BACKBONES, n=3)
     if near:
-        return f"did you mean {' or '.join(map(repr, near))}?"
+        return f"did you mean {any_of([*map(repr, near)])}?"
     return f"choose from {', '.join(BACKBONES)}, timm:NAME or FILE.py:FUNCTION"
