@@ -29,7 +29,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     drawn = {"accuracy_flops": _by_flops(results), "accuracy_memory": _by_memory(results)}
     if any(variant.probe for variant in results.variants):
         drawn["probe"] = _by_depth(results)
-    return [_saved(figure, folder / f"{name}.svg") for name, figure in drawn.items()]
+    return [_saved(figure, folder / f"{name}.png") for name, figure in drawn.items()]
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -157,10 +157,6 @@ def _dress(axes: "Axes") -> None:
 
 
 def _saved(figure: "Figure", path: Path) -> Path:
-    """The same bytes for the same figures: no date, no random names."""
-    from matplotlib import rc_context
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, dpi=120, metadata={"Software": None})
     return path

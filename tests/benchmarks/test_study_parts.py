@@ -183,7 +183,7 @@ def test_markers_that_do_not_fit_are_refused(text, message):
 def test_the_same_figures_are_drawn_to_the_same_bytes(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     files = plots.draw(RESULTS, tmp_path)
-    assert [file.name for file in files] == ["accuracy_flops.svg", "accuracy_memory.svg", "probe.svg"]
+    assert [file.name for file in files] == ["accuracy_flops.png", "accuracy_memory.png", "probe.png"]
     first = [file.read_bytes() for file in files]
     assert [file.read_bytes() for file in plots.draw(RESULTS, tmp_path)] == first
     better = replace(RESULTS, variants=tuple(replace(v, top1={"0": 0.99}) for v in RESULTS.variants))

@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
 def _unknown(word: str, command: str | None) -> str:
     """What to say about a word that no command knows."""
     name = word.partition("=")[0]
-    if command in ("train", "plan", "eval", "table") and name.startswith("--"):
+    if command in ("train", "plan", "eval", "table", "probe") and name.startswith("--"):
         from mlaan.cli.settings import keys
 
         known = keys()

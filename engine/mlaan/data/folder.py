@@ -56,8 +56,7 @@ def decode(path: str) -> Tensor:
     try:
         image = decode_image(path, ImageReadMode.RGB)
     except (RuntimeError, OSError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{path} cannot be decoded ({reason}): replace the file, or take it out") from None
+        raise UserError(f"{path} cannot be decoded ({error}): replace the file, or take it out") from None
     if image.ndim != 3:
         raise UserError(f"{path} holds {len(image)} pictures: replace the file, or take it out")
     return to_dtype(image, torch.uint8, scale=True)  # PNG files may have 16 bits
