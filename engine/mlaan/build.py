@@ -1,5 +1,6 @@
 """From settings to the parts of a run."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,8 @@ from mlaan.config import Config
 from mlaan.data import Described, Loader
 from mlaan.engine import Engine
 from mlaan.errors import UserError
+from mlaan.learning import Normalisation
+from mlaan.models import Backbone
 
 
 class Parts(NamedTuple):
@@ -38,17 +41,35 @@ def build(config: Config) -> Parts:
     channels, *size = dataset.image_shape
     backbone = models.build(config.model.name, dataset.classes, channels, size, config.model.weights)
     backbone.net.to(device)
-    engine = Engine.from_config(
+    engine = _engine(config, backbone, dataset.image_shape, (dataset.mean, dataset.std))
+    return Parts(engine, train_batches, test_batches, dataset)
+
+
+def outline(config: Config) -> Engine:
+    """The engine of `build` on the meta device, for plans: no data are read, nothing is computed.
+
+    Raises:
+        UserError: settings that do not fit each other.
+    """
+    facts = data.facts(config.data)
+    channels, *size = facts.image_shape
+    with torch.device("meta"):
+        backbone = models.build(config.model.name, facts.classes, channels, size)
+        unknown = (0.5,) * channels  # no plan depends on it
+        return _engine(config, backbone, facts.image_shape, (facts.mean or unknown, facts.std or unknown))
+
+
+def _engine(config: Config, backbone: Backbone, image_shape: Sequence[int], normalisation: Normalisation) -> Engine:
+    return Engine.from_config(
         backbone,
         config.method,
         config.partition,
         config.memory,
         config.optim,
-        dataset.image_shape,
+        image_shape,
         train=config.train,
-        normalisation=(dataset.mean, dataset.std),
+        normalisation=normalisation,
     )
-    return Parts(engine, train_batches, test_batches, dataset)
 
 
 def choose_device(name: str) -> torch.device:

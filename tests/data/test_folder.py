@@ -2,8 +2,6 @@
 
 import io
 import multiprocessing
-import os
-import signal
 import subprocess
 
 import numpy as np
@@ -209,17 +207,6 @@ def test_the_training_process_ends_its_workers(files):
         worker.terminate()
         worker.join(20)
         assert worker.exitcode == 0
-
-
-def test_a_killed_worker_ends_in_one_line(files):
-    batches = iter(make(files, workers=2, batch=1))
-    next(batches)
-    children = multiprocessing.active_children()
-    assert len(children) == 2
-    for worker in children:
-        os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(UserError, match=r"^a process that decodes images was killed \(.*\): lower data\.workers = 2"):
-        list(batches)
 
 
 def test_no_worker_outlives_a_loop_that_is_left(files):

@@ -30,7 +30,7 @@ examples
   mlaan train --resume RUN --train.epochs 40           and trains longer; a cosine rate follows the new length
 
 Settings come from the defaults, then the file, then the command line: --key VALUE or --key=VALUE.
---resume takes the run's own settings; only train.epochs and run.* may change.
+--resume takes the run's own settings; only train.epochs, run.*, and where data lie and how they are read may change.
 """
 
 EVAL = """\

@@ -92,7 +92,7 @@ class FolderLoader(Loader):
         self._std = torch.tensor(std, dtype=torch.float32, device=self.device)
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """Raises UserError for a file that cannot be decoded and for a worker that was killed."""
+        """Raises UserError for a file that cannot be decoded, and torch's RuntimeError for a worker that was killed."""
         chosen = self.order(epoch).split(self.batch)[first : len(self)]
         reader = data.DataLoader(
             _Views(self.files, self.view, self.seed, epoch),
@@ -103,19 +103,11 @@ class FolderLoader(Loader):
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # by default it would draw from the run's own random numbers
         )
-        try:
-            for result in reader:
-                if isinstance(result, UserError):
-                    raise result
-                images, labels = (tensor.to(self.device, non_blocking=True) for tensor in result)
-                yield Batch(normalise(images, self._mean, self._std), labels)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise UserError(
-                f"a process that decodes images was killed ({error}): lower data.workers = {self.workers} or "
-                "data.batch, or allow more shared memory (/dev/shm)"
-            ) from None
+        for result in reader:
+            if isinstance(result, UserError):
+                raise result
+            images, labels = (tensor.to(self.device, non_blocking=True) for tensor in result)
+            yield Batch(normalise(images, self._mean, self._std), labels)
 
     def identity(self) -> dict[str, int]:
         return super().identity() | {"files": self.files.fingerprint()}
