@@ -15,7 +15,7 @@ from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfi
 from mlaan.errors import UserError
 from mlaan.execute import Autocast, AutogradModule, BatchCheck, EagerExecutor, ModuleState
 from mlaan.learning import Method, Normalisation, Site, cut
-from mlaan.models import Backbone, as_backbone
+from mlaan.models import Backbone, as_backbone, borrowed
 from mlaan.optim.sgd import SGD
 from mlaan.plan import build_graph, head_homes, make_plan
 from mlaan.plan.report import Planned, report
@@ -298,7 +298,7 @@ class Engine:
 
     def _train_mode(self) -> None:
         self.backbone.net.train()
-        self.heads.train()
+        nn.ModuleList([self.heads, *borrowed(self.heads)]).train()
 
     def _groups(self, modules: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
         """For each module the weights of its Update: its own, and the trained ones of the heads that end there.

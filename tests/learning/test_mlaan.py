@@ -197,6 +197,8 @@ def test_passes_of_the_authors_code(modules, reach, passes):
         ({"preset": "authors", "lam": False}, "'authors' is their code with mlm, lam"),
         ({"preset": "authors", "pooled": True}, "'authors' is their code"),
         ({"cascaded_weight": -1.0}, "must not be negative"),
+        ({"base": "infopro", "leap": "stage"}, "a stage cannot share"),
+        ({"base": "infopro", "preset": "fast"}, "a stage cannot share"),
     ],
 )
 def test_wrong_settings(settings, message):

@@ -44,7 +44,8 @@ def similarity_matching(features: Tensor, labels: Tensor, num_classes: int) -> T
     # centred one-hot rows: 1 where the classes agree, else -1 / (classes - 1)
     others = -1 / (num_classes - 1) if num_classes > 1 else 0.0
     same = labels[:, None] == labels
-    wanted = torch.where(same, float(num_classes > 1), others).to(rows.dtype)
+    # in the rows' own precision from the start
+    wanted = rows.new_full(same.shape, others).masked_fill(same, float(num_classes > 1))
     return F.mse_loss(similarity(rows), wanted)
 
 

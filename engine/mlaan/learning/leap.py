@@ -62,8 +62,9 @@ class LeapNetwork(nn.Module):
         Raises:
             RuntimeError: the blocks do not take such features, or not each other's.
         """
-        weight = next(next(iter(self.borrowed or self.blocks)).parameters())
-        z = torch.empty(2, *shape, device="meta", dtype=weight.dtype)
+        weights = nn.ModuleList([self, *self.borrowed]).parameters()
+        dtype = next((weight.dtype for weight in weights), torch.get_default_dtype())
+        z = torch.empty(2, *shape, device="meta", dtype=dtype)
         return tuple(cast(LeapNetwork, on_meta(self)).features(z).shape[1:])
 
 

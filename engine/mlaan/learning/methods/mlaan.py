@@ -67,6 +67,12 @@ class MLAAN(MethodConfig, name="mlaan"):
             raise UserError("method.independent_weight and method.cascaded_weight must not be negative")
         theirs = {"base": ["light"], "mlm": [True], "lam": [True], "leap": ["auto", "own"], "pooled": ["auto", False]}
         theirs |= {"depth": ["auto", "full"], "twins": ["auto", "first"]}
+        shared = self.leap == "stage" or (self.leap == "auto" and self.preset == "fast")
+        if self.base == "infopro" and shared:
+            raise UserError(
+                "method.base = 'infopro' weighs the losses of every module otherwise, so a stage cannot share a leap "
+                "network with it: set method.leap = 'own', or another base"
+            )
         if self.preset == "authors" and any(getattr(self, name) not in known for name, known in theirs.items()):
             raise UserError(
                 "method.preset = 'authors' is their code with mlm, lam and leap networks of its own: "

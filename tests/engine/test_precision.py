@@ -1,0 +1,60 @@
+"""bfloat16 runs modules, heads and tests under autocast and nothing else; channels_last changes no result."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from exact.compare import gap
+from mlaan import DGL, MLAAN, Engine, InfoPro, UserError
+from mlaan.models import CifarResNet
+
+BATCH = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+METHODS = [DGL(), MLAAN("light"), MLAAN("fast"), InfoPro()]
+
+
+def engine_of(method, **settings) -> Engine:
+    torch.manual_seed(0)
+    known = (0.5,) * 3, (0.25,) * 3
+    return Engine(CifarResNet(20), method, 4, input_shape=(3, 16, 16), normalisation=known, **settings)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_bfloat16(method):
+    low, full = engine_of(method, precision="bfloat16"), engine_of(method)
+    seen = set()
+    for module in (*low.backbone.net.modules(), *low.heads.modules()):
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda module, given, output: seen.add((output.dtype, module.weight.dtype)))
+    ours, theirs = low.gradients(*BATCH), full.gradients(*BATCH)
+    assert seen == {(torch.bfloat16, torch.float32)}
+    assert ours.losses.dtype == torch.float32
+    assert torch.allclose(ours.losses, theirs.losses, rtol=0.05, atol=0.02)
+    assert not torch.equal(ours.losses, theirs.losses)
+    gradients = [[p.grad.flatten() for p in engine.backbone.net.parameters()] for engine in (low, full)]
+    assert all(gradient.dtype == torch.float32 for gradient in gradients[0])
+    assert F.cosine_similarity(*(torch.cat(parts) for parts in gradients), dim=0) > 0.8
+
+
+def test_bfloat16_in_the_test():
+    engine = engine_of(DGL(), precision="bfloat16")
+    seen = set()
+    engine.backbone.blocks[0].module.register_forward_hook(lambda *given: seen.add(given[-1].dtype))
+    assert engine.evaluate([BATCH]).samples == 8
+    assert seen == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_channels_last(method):
+    last, usual = engine_of(method, channels_last=True), engine_of(method)
+    assert last.backbone.net.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    ours, theirs = last.gradients(*BATCH), usual.gradients(*BATCH)
+    assert gap(ours.losses, theirs.losses) < 1e-5
+    last.step(*BATCH)
+    weights = zip(last.backbone.net.named_parameters(), usual.backbone.net.parameters(), strict=True)
+    usual.step(*BATCH)
+    assert max(gap(a.detach(), b.detach()) for (_, a), b in weights) < 1e-3
+
+
+def test_float64_has_no_lower_precision():
+    with pytest.raises(UserError, match=r"train.precision = 'bfloat16' needs float32 weights"):
+        Engine(CifarResNet(20).double(), precision="bfloat16")
