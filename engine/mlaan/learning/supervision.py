@@ -88,8 +88,7 @@ class Supervision:
         """Hold the supervision against a partition into `modules` modules.
 
         Raises:
-            UserError: a reach below 1, a module that is not there, a weight that is no number, two losses of one
-                name, or no loss.
+            UserError: a reach below 1, a module that is not there, a weight that is no number, or no loss.
         """
         if not self.losses:
             raise UserError("losses = () is empty: a supervision needs at least one local loss")
@@ -102,7 +101,3 @@ class Supervision:
                 raise UserError(f"module = {loss.module} of loss {loss.name} must be from 0 to {modules - 1}")
             if not math.isfinite(loss.weight):
                 raise UserError(f"weight = {loss.weight} of loss {loss.name} must be a finite number")
-        names = [loss.name for loss in self.losses]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(f"two losses are called {name}: give each loss of a module a kind of its own")
