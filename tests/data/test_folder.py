@@ -2,6 +2,8 @@
 
 import io
 import multiprocessing
+import os
+import signal
 import subprocess
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 
 from data.official_files import smooth
+from mlaan.data import folder
 from mlaan.data.folder import FolderLoader, ImageFiles, decode
 from mlaan.data.views import CentreView, RandomView
 from mlaan.errors import UserError
@@ -195,6 +198,19 @@ def test_a_signal_to_all_processes_leaves_the_workers_at_work(files, name):
         subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     taken += batches
     assert same(taken, list(make(files, batch=1)))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_reaches_no_worker_before_it_is_ready(files, name, monkeypatch):
+    """Sent to each worker at the very moment at which it begins."""
+    ready = folder._obey_the_parent_alone
+
+    def late(worker: int) -> None:
+        os.kill(os.getpid(), getattr(signal, name))
+        ready(worker)
+
+    monkeypatch.setattr(folder, "_obey_the_parent_alone", late)
+    assert same(list(make(files, workers=2, batch=1)), list(make(files, batch=1)))
 
 
 def test_the_training_process_ends_its_workers(files):

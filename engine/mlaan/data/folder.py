@@ -103,7 +103,7 @@ class FolderLoader(Loader):
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # by default it would draw from the run's own random numbers
         )
-        for result in reader:
+        for result in _started(reader):  # no name holds the iterator: with the loop, its workers end
             if isinstance(result, UserError):
                 raise result
             images, labels = (tensor.to(self.device, non_blocking=True) for tensor in result)
@@ -131,11 +131,19 @@ class _Views(data.Dataset[Any]):
         return self._view(decode(self._files.path(index)), random)
 
 
+def _started(reader: data.DataLoader[Any]) -> Iterator[Any]:
+    """Starts the workers with Ctrl-C and SIGTERM held, until each has made up its mind about them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        return iter(reader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _obey_the_parent_alone(worker: int) -> None:
     """A stop, by Ctrl-C or a cluster's SIGTERM, reaches all processes at once, but the training process still
     finishes its step: it decides, and ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     Thread(target=_wait_for_the_parents_signal, daemon=True).start()
 
 
