@@ -153,8 +153,6 @@ class Engine:
     ) -> None:
         self.backbone, self.method, self.input_shape = backbone, method, input_shape
         block_shapes = backbone.block_shapes(input_shape)
-        if train.channels_last:
-            cast(Any, backbone.net).to(memory_format=torch.channels_last)
         self.partition = cut(backbone, partition.modules, partition.cuts, input_shape)
         modules = self.partition.modules(backbone)
         example = next(backbone.net.parameters())
@@ -164,8 +162,9 @@ class Engine:
         self.supervision.check(len(modules))
         self.heads = nn.ModuleList(_extra_heads(self.supervision.losses, backbone))
         self.heads.to(example)
-        if train.channels_last:
-            cast(Any, self.heads).to(memory_format=torch.channels_last)
+        if train.channels_last:  # after all weights are drawn: the same seed then gives the same ones in any layout
+            for net in (backbone.net, self.heads):
+                cast(Any, net).to(memory_format=torch.channels_last)
         self.autocast = _autocast(train.precision, example)
         graph = build_graph(len(modules), self.supervision, modules)
         self.plan = make_plan(graph, memory.schedule, memory.window, memory.recompute)

@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from exact.compare import gap
-from mlaan import DGL, MLAAN, Engine, InfoPro, UserError
+from mlaan import DGL, MLAAN, AugLocal, Engine, InfoPro, UserError
 from mlaan.models import CifarResNet
 
 BATCH = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8)
-METHODS = [DGL(), MLAAN("light"), MLAAN("fast"), InfoPro()]
+METHODS = [DGL(), MLAAN("light"), MLAAN("fast"), InfoPro(), AugLocal()]
 
 
 def engine_of(method, **settings) -> Engine:

@@ -63,7 +63,7 @@ def problems(draw):
     starts = (0, *sorted(draw(st.sets(st.integers(1, count - 1))) if count > 1 else []))
     ends = [*starts[1:], count]
     losses, shared = [], {}
-    for _ in range(draw(st.integers(1, 8))):
+    for number in range(draw(st.integers(1, 8))):
         tap = draw(st.integers(0, len(starts) - 1))
         channels = widths[ends[tap]]
         fresh = draw(st.sampled_from([PoolLinear, lambda c, _: ConvHead(c)]))
@@ -72,7 +72,8 @@ def problems(draw):
             head = fresh(channels, CLASSES).double()
         if tap == len(starts) - 1 and draw(st.booleans()):
             head = classifier
-        losses.append(LocalLoss(tap, head, draw(st.integers(1, 8)), draw(st.sampled_from([1.0, 0.3, 0.001, -0.5]))))
+        reach, weight = draw(st.integers(1, 8)), draw(st.sampled_from([1.0, 0.3, 0.001, -0.5]))
+        losses.append(LocalLoss(tap, head, reach, weight, kind=str(number)))
     largest = max(min(loss.reach, loss.module + 1) for loss in losses)
     schedule = draw(st.sampled_from(["lean", "full", "windowed"]))
     window = draw(st.integers(largest, len(starts))) if schedule == "windowed" else 0

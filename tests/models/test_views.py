@@ -72,8 +72,42 @@ def test_a_forward_that_does_more_is_found_out(given):
     net = Own()
     net.spoiled = True
     model = net if given == "module" else Backbone(net, net.stem, list(net.blocks), net.classifier)
-    with pytest.raises(UserError, match=r"model = Own computes other logits in its forward than its stem, blocks and"):
+    with pytest.raises(
+        UserError, match=r"model = Own computes other logits in evaluation mode than its stem, blocks and"
+    ):
         as_backbone(model, IMAGES)
+
+
+def test_a_forward_that_does_more_in_training_alone_is_found_out():
+    class Dropped(Own):
+        def forward(self, images):
+            logits = super().forward(images)
+            return logits.roll(1, dims=0) if self.training else logits
+
+    class WithAuxiliary(Own):
+        def forward(self, images):
+            logits = super().forward(images)
+            return (logits, logits) if self.training else logits
+
+    with pytest.raises(UserError, match="model = Dropped computes other logits in training mode"):
+        as_backbone(Dropped(), IMAGES)
+    with pytest.raises(UserError, match="returns something else than logits in training mode"):
+        as_backbone(WithAuxiliary(), IMAGES)
+
+
+def test_random_numbers_and_buffers_make_no_difference():
+    class Counts(nn.Module):
+        """As spectral norm does: every training pass moves what the next one reads."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("passes", torch.ones(()))
+
+        def forward(self, h):
+            self.passes += self.training
+            return h * self.passes
+
+    as_backbone(nn.Sequential(convolution(3, 4), Counts(), nn.Dropout(0.5), head(4)), IMAGES)
 
 
 def test_a_last_layer_of_zeros_hides_nothing():

@@ -11,7 +11,7 @@ from mlaan.plan import Kind, StepPlan, Task, build_graph, make_plan
 
 def graph_of(modules, reaches):
     """`reaches`: (tapped module, reach) of each loss."""
-    losses = [LocalLoss(tap, nn.Linear(1, 1), reach) for tap, reach in reaches]
+    losses = [LocalLoss(tap, nn.Linear(1, 1), reach, kind=str(n)) for n, (tap, reach) in enumerate(reaches)]
     return build_graph(modules, Supervision(tuple(losses)), [nn.Linear(1, 1) for _ in range(modules)])
 
 
@@ -94,12 +94,15 @@ def test_a_window_that_does_not_fit(window):
 
 
 def test_wrong_supervisions():
-    with pytest.raises(UserError, match=r"reach = 0 of loss 0.independent must be at least 1"):
+    with pytest.raises(UserError, match=r"reach = 0 of loss 0.0 must be at least 1"):
         graph_of(2, [(0, 0)])
     with pytest.raises(UserError, match=r"module = 2 .* must be from 0 to 1"):
         graph_of(2, [(2, 1)])
     with pytest.raises(UserError, match="at least one local loss"):
         graph_of(2, [])
+    same = tuple(LocalLoss(module, nn.Linear(1, 1), kind="own") for module in (0, 1, 1))
+    with pytest.raises(UserError, match="kind = 'own' names 2 losses of module 1, and logs would take them for one"):
+        build_graph(2, Supervision(same), [nn.Linear(1, 1) for _ in range(2)])
 
 
 @st.composite

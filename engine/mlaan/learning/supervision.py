@@ -88,11 +88,18 @@ class Supervision:
         """Hold the supervision against a partition into `modules` modules.
 
         Raises:
-            UserError: a reach below 1, a module that is not there, a weight that is no number, or no loss.
+            UserError: a reach below 1, a module that is not there, a weight that is no number, two losses of one
+                name, or no loss.
         """
         if not self.losses:
             raise UserError("losses = () is empty: a supervision needs at least one local loss")
+        names = [loss.name for loss in self.losses]
         for loss in self.losses:
+            if names.count(loss.name) > 1:
+                raise UserError(
+                    f"kind = {loss.kind!r} names {names.count(loss.name)} losses of module {loss.module}, and logs would "
+                    "take them for one: give each a kind of its own"
+                )
             if loss.reach < 1:
                 raise UserError(
                     f"reach = {loss.reach} of loss {loss.name} must be at least 1, the tapped module itself"

@@ -1,6 +1,6 @@
 """From a network that somebody brings to a Backbone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, cast
 
@@ -90,7 +90,7 @@ def _staged(view: Backbone, image_shape: Sequence[int]) -> Backbone:
 
 @torch.no_grad()
 def require_same_logits(view: Backbone, image_shape: Sequence[int]) -> None:
-    """Compares the net's own forward with its view's, in evaluation mode on random images of `image_shape`.
+    """Compares the net's own forward with its view's on random images of `image_shape`, in evaluation and training mode.
 
     Weights, statistics, modes and torch's random numbers are afterwards what they were. Nothing is compared on the
     meta device.
@@ -104,32 +104,54 @@ def require_same_logits(view: Backbone, image_shape: Sequence[int]) -> None:
         return
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *image_shape, generator=generator).to(example)
-    modes = {module: module.training for part in (view.net, *_parts(view)) for module in part.modules()}
+    parts = (view.net, *_parts(view))
+    modes = {module: module.training for part in parts for module in part.modules()}
     last = view.last_layer.weight
     saved = {p: p.clone() for p in view.net.parameters() if p is last or p.numel() == max(p.shape, default=1)}
+    buffers = {buffer: buffer.clone() for buffer in view.net.buffers()}
     try:
-        for part in (view.net, *_parts(view)):
-            part.eval()
         # Many nets start with a last layer of zeros, or scales near zero for their blocks, and hide what lies before.
         for p in saved:
             p.copy_(torch.rand(p.shape, generator=generator) / 2 + 0.5)
         last.copy_(torch.randn(last.shape, generator=generator) / last[0].numel() ** 0.5)
-        theirs, ours = view.net(images.clone()), view(images.clone())
+        for training in (False, True):
+            for part in parts:
+                part.train(training)
+            theirs, ours = (_seeded(net, images, buffers) for net in (view.net, view))
+            _require_same(view, theirs, ours, "training" if training else "evaluation")
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"model = {view.name} fails on {tuple(images.shape)} images, {type(error).__name__}: {error}"
         ) from error
     finally:
-        for p, value in saved.items():
-            p.copy_(value)
+        for tensor, value in (saved | buffers).items():
+            tensor.copy_(value)
         for module, training in modes.items():
             module.training = training
+
+
+def _seeded(
+    net: Callable[[torch.Tensor], Any], images: torch.Tensor, buffers: Mapping[torch.Tensor, torch.Tensor]
+) -> Any:
+    """What `net` gives for the images, at each call with the same random numbers and buffers."""
+    for buffer, value in buffers.items():
+        buffer.copy_(value)
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        torch.manual_seed(0)
+        return net(images.clone())
+
+
+def _require_same(view: Backbone, theirs: Any, ours: torch.Tensor, mode: str) -> None:
     if not isinstance(theirs, torch.Tensor) or theirs.shape != ours.shape:
-        raise UserError(f"model = {view.name} returns something else than logits: let its forward return them alone")
+        raise UserError(
+            f"model = {view.name} returns something else than logits in {mode} mode: let its forward return them alone"
+        )
     close = _TOLERANCE * max(1e-30, theirs.nan_to_num().abs().max().item())
     if not torch.allclose(theirs, ours, rtol=0, atol=close, equal_nan=True):
         raise UserError(
-            f"model = {view.name} computes other logits in its forward than its stem, blocks and classifier do one "
+            f"model = {view.name} computes other logits in {mode} mode than its stem, blocks and classifier do one "
             "after the other: list what is missing as a part of these, or take it out of forward"
         )
 
