@@ -97,8 +97,8 @@ class Supervision:
         for loss in self.losses:
             if names.count(loss.name) > 1:
                 raise UserError(
-                    f"kind = {loss.kind!r} names {names.count(loss.name)} losses of module {loss.module}, and logs would "
-                    "take them for one: give each a kind of its own"
+                    f"kind = {loss.kind!r} names {names.count(loss.name)} losses of module {loss.module}, and logs "
+                    "would take them for one: give each a kind of its own"
                 )
             if loss.reach < 1:
                 raise UserError(

@@ -90,7 +90,7 @@ def _staged(view: Backbone, image_shape: Sequence[int]) -> Backbone:
 
 @torch.no_grad()
 def require_same_logits(view: Backbone, image_shape: Sequence[int]) -> None:
-    """Compares the net's own forward with its view's on random images of `image_shape`, in evaluation and training mode.
+    """Compares the net's own forward with its view's on random images of `image_shape`, in both modes.
 
     Weights, statistics, modes and torch's random numbers are afterwards what they were. Nothing is compared on the
     meta device.
