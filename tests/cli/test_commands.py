@@ -52,6 +52,29 @@ def test_a_run_writes_its_folder(finished):
     assert json.loads((finished / "env.json").read_text())["threads"] == 1
 
 
+def test_losses_without_logits_go_through_every_command(tmp_path, capsys):
+    """InfoPro's contrastive heads answer nothing: no accuracy is shown for them, and none is made up."""
+    run = tmp_path / "run"
+    words = flags(run, partition__modules="3", run__tensorboard="true", train__epochs="2")
+    preset = words.index("--method.preset")
+    words[preset : preset + 2] = ["--method.name", "infopro", "--method.loss", "contrastive"]
+    assert main(["train", *words]) == 0
+    epochs = [
+        row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if row["type"] == "epoch"
+    ]
+    assert len(epochs) == 2
+    for row in epochs:
+        assert sorted(row["losses"]) == ["0.local", "1.local", "2.classifier"]
+        assert list(row["top1"]) == ["2.classifier"]
+    for command in (["report"], ["eval"], ["probe"], ["plan", "--config"], ["export"]):
+        path = run / "config.toml" if "--config" in command else run
+        assert main([*command, str(path)]) == 0, command
+    assert main(["train", "--resume", str(run), "--train.epochs", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "nan" not in shown.lower()
+    assert (run / "report.png").stat().st_size > 10_000
+
+
 def test_off_a_terminal_a_run_is_a_line_per_epoch_and_a_table(tmp_path, capsys):
     start(tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()

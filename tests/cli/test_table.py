@@ -63,7 +63,7 @@ def test_it_trains_what_is_missing_resumes_what_was_stopped_and_keeps_the_rest(s
     light, paper = json.loads(out)
     assert (light["row"], light["published_error"], light["n"]) == ("light", 12.5, 1)
     assert paper["seeds"]["5"]["state"] == "finished"
-    assert err == "2 of 2 runs are finished already and kept\n"
+    assert err == "2 of 2 runs finished already: kept\n"
 
     assert main([*words, "--data.batch", "4"]) == 2
     assert "light-seed5 holds a run with data.batch = 8, but study/light.toml" in capsys.readouterr().err

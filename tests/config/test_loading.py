@@ -185,6 +185,7 @@ def test_a_missing_file_names_the_nearest_one(write):
     message = "no file configs/digit.toml: did you mean configs/digits.toml?"
     assert refused("configs/digit.toml") == message
     assert refused(write("", "configs/other.toml").parent / "q" / "x.toml") == "no file configs/q/x.toml"
+    assert refused("configs/zebra.toml") == "no file configs/zebra.toml"  # none is near
 
 
 def test_a_folder_is_not_a_file(write):

@@ -1,5 +1,6 @@
 """ImageNet's layout, read through the section `data`."""
 
+import os
 import shutil
 
 import numpy as np
@@ -105,6 +106,15 @@ def test_class_folders_that_do_not_fit(tmp_path):
     assert message == (f"data.classes = 1000, but data.root = '{tmp_path}' holds 3 classes: set data.classes = 3")
     shutil.rmtree(tmp_path / "val/n00000001")
     assert "the class folder 'n00000001' is not in both train and val" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(("processors", "workers"), [(2, 2), (64, 8), (None, 1)])
+def test_as_many_workers_as_the_machine_has_use_for(tmp_path, monkeypatch, processors, workers):
+    write_images(tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    settings = {key: value for key, value in SMALL.items() if key != "workers"}
+    _, train, _ = loaders(ImageNet(root=str(tmp_path), **settings), "cpu", 0)
+    assert train.workers == workers
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -1,11 +1,13 @@
 """MLAAN's losses, leap networks and twins: what is built, from what, and what is shared."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torchvision.models as tv
 from torch import nn
 
-from mlaan import MLAAN, Engine, UserError
+from mlaan import MLAAN, Backbone, Engine, UserError
 from mlaan.learning import cut
 from mlaan.learning.leap import LeapNetwork, initialise, leap_rule, leap_sources
 from mlaan.learning.methods.mlaan import _passes
@@ -161,6 +163,39 @@ def test_which_leap_blocks_have_twins(twins, joined):
     assert len(leap.blocks) == 4
 
 
+def convolution(channels_in: int, channels: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels_in, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def test_a_stage_shares_what_reads_one_shape_alone():
+    """A net that names no stages is one stage, whatever its blocks' shapes."""
+    widths = [4, 4, 4, 6, 6, 6]
+    blocks = [convolution(*pair) for pair in pairwise([3, *widths])]
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(6, 10))
+    stem, *rest = blocks
+    backbone = Backbone(nn.Sequential(*blocks, classifier), stem, rest, classifier)
+    assert {block.stage for block in backbone.blocks} == {1}
+    losses = Engine(backbone, MLAAN(leap="stage"), 5, input_shape=(3, 8, 8)).supervision.losses
+    heads = [loss.head for loss in losses if loss.kind == "cascaded"]
+    assert [isinstance(head, LeapNetwork) for head in heads] == [True] * 4
+    assert heads[0] is heads[1]
+    assert heads[2] is heads[3]
+    assert heads[1] is not heads[2]
+
+
+@pytest.mark.parametrize("leap", ["own", "live"])
+def test_blocks_without_weights_can_be_leapt_over(leap):
+    blocks = [convolution(4, 4), nn.MaxPool2d(2), convolution(4, 4), nn.MaxPool2d(2)]
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(4, 10))
+    stem = convolution(3, 4)
+    backbone = Backbone(nn.Sequential(stem, *blocks, classifier), stem, blocks, classifier)
+    engine = Engine(backbone, MLAAN(leap=leap, twins="all"), 4, input_shape=(3, 8, 8))
+    images, labels = torch.randn(8, 3, 8, 8), torch.arange(8)
+    before, after = engine.step(images, labels), engine.step(images, labels)
+    assert before.losses.isfinite().all()
+    assert not torch.equal(before.losses, after.losses)
+
+
 def test_fresh_blocks_are_he_normal_by_fan_out():
     torch.manual_seed(0)
     block = initialise(nn.Sequential(nn.Conv2d(64, 128, 3), nn.BatchNorm2d(128)))
@@ -196,6 +231,12 @@ def test_passes_of_the_authors_code(modules, reach, passes):
         ({"ema": 1.5}, "method.ema = 1.5 must be from 0 to 1"),
         ({"preset": "authors", "lam": False}, "'authors' is their code with mlm, lam"),
         ({"preset": "authors", "pooled": True}, "'authors' is their code"),
+        ({"preset": "light", "twins": "all"}, "method.twins = 'all' shapes leap networks, but method.preset = 'light'"),
+        (
+            {"lam": False, "pooled": False},
+            "method.pooled = false shapes leap networks, but method.lam = false has none",
+        ),
+        ({"mlm": False, "reach": 3}, "method.reach = 3 is that of the cascaded losses, but method.mlm = false has"),
         ({"cascaded_weight": -1.0}, "must not be negative"),
         ({"base": "infopro", "leap": "stage"}, "a stage cannot share"),
         ({"base": "infopro", "preset": "fast"}, "a stage cannot share"),

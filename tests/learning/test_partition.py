@@ -60,6 +60,8 @@ def test_given_cuts_and_their_mistakes():
     for wrong in ([1, 4], [0, 4, 4], [0, 9], [0, 5, 3]):
         with pytest.raises(UserError, match="must rise from 0 to at most 8"):
             cut(backbone, len(wrong), wrong)
+    with pytest.raises(UserError, match="must rise from 0 to at most 8"):  # the first thing to mend
+        cut(backbone, 4, [1, 2])
     with pytest.raises(UserError, match=r"partition.modules = 10 does not fit resnet20: it has 9 blocks"):
         cut(backbone, 10)
     with pytest.raises(UserError, match=r"partition.cuts = 'odd' is not"):

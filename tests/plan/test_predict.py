@@ -4,18 +4,28 @@ import pytest
 import torch
 from benchmarks.measure import flops, peak_memory
 
-from mlaan import DGL, MLAAN, EndToEnd, Engine
+from mlaan import DGL, HPFF, MAN, MLAAN, AugLocal, BackLink, EndToEnd, Engine, InfoPro, PredSim
 from mlaan.models import CifarResNet
 from mlaan.plan.predict import combine, measure_parts, predict
 from mlaan.plan.report import as_text
 
 METHODS = [EndToEnd(), DGL(), MLAAN(preset="light"), MLAAN(), MLAAN(reach=3), MLAAN(preset="authors")]
+OTHERS = [MLAAN(preset="fast"), MLAAN(leap="live"), AugLocal(), MAN(), HPFF(), BackLink(), PredSim(), InfoPro()]
 MEMORY = [("lean", "none"), ("lean", "each"), ("full", "none"), ("full", "once")]
 
 
 def made(method, schedule, recompute, samples, size):
     torch.manual_seed(0)
-    engine = Engine(CifarResNet(20), method, 9, input_shape=(3, size, size), schedule=schedule, recompute=recompute)
+    known = (0.5,) * 3, (0.25,) * 3
+    engine = Engine(
+        CifarResNet(20),
+        method,
+        9,
+        input_shape=(3, size, size),
+        schedule=schedule,
+        recompute=recompute,
+        normalisation=known,
+    )
     parts = measure_parts(engine.backbone, (3, size, size), samples, torch.float32)
     costs = combine(parts, engine.partition, engine.supervision, (samples, 3, size, size), torch.float32)
     batch = torch.randn(samples, 3, size, size), torch.randint(10, (samples,))
@@ -23,8 +33,11 @@ def made(method, schedule, recompute, samples, size):
     return engine, predict(engine.plan, costs), batch
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-@pytest.mark.parametrize(("schedule", "recompute"), MEMORY)
+CASES = [(method, *memory) for method in METHODS for memory in MEMORY]
+CASES += [(method, *MEMORY[number % len(MEMORY)]) for number, method in enumerate(OTHERS)]
+
+
+@pytest.mark.parametrize(("method", "schedule", "recompute"), CASES, ids=repr)
 def test_flops_are_those_of_a_real_step(method, schedule, recompute):
     engine, prediction, batch = made(method, schedule, recompute, 4, 16)
     assert prediction.flops == flops(lambda: engine.step(*batch))

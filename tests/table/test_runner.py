@@ -97,9 +97,9 @@ def test_finished_runs_are_kept_and_stopped_ones_resumed(tmp_path):
     assert outcome.failed == []
     assert [call["words"][0] for call in calls(tmp_path)] == ["--resume", "--config"]
     assert calls(tmp_path)[0]["words"] == ["--resume", str(runs[1].folder.path)]
-    assert said[0] == "1 of 3 runs are finished already and kept"
+    assert said[0] == "1 of 3 runs finished already: kept"
     assert {each.state() for each in runs} == {"finished"}
-    assert train(tmp_path, runs)[1] == ["3 of 3 runs are finished already and kept"]
+    assert train(tmp_path, runs)[1] == ["3 of 3 runs finished already: kept"]
     assert len(calls(tmp_path)) == 2
 
 
@@ -151,7 +151,7 @@ def test_a_signal_stops_the_process_and_starts_no_other(tmp_path, number):
     thread.join()
     assert outcome == runner.Outcome([], number)
     assert [call["name"] for call in calls(tmp_path)] == ["waits-seed0"]
-    assert said == ["stopping 1 runs after their present step"]
+    assert said == ["stopping 1 run after the present step"]
     assert signal.getsignal(number) is before
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from mlaan import __version__
 from mlaan.errors import UserError
 
 Overrides = list[tuple[str, str]]
@@ -22,7 +23,7 @@ start here
 
 TRAIN = """\
 examples
-  mlaan train                                          the default run, a few minutes on two cores
+  mlaan train                                          the default run, half a minute on two cores
   mlaan train --method.preset light --train.epochs 5   other settings
   mlaan train --config configs/quick/fashion_mnist.toml --data.batch 256
   mlaan train --config RUN/config.toml                 the run in the folder RUN, once more
@@ -147,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser("mlaan", description=OVERVIEW, formatter_class=raw, allow_abbrev=False)
     parser.set_defaults(command=None)
+    parser.add_argument("--version", action="version", version=f"mlaan {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
 
     def add(name: str, what: str, examples: str, module: str = "") -> argparse.ArgumentParser:

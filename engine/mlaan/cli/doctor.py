@@ -7,6 +7,7 @@ import torch
 
 from mlaan.cli.arguments import Overrides
 from mlaan.observe.environment import cpu_name, version
+from mlaan.observe.words import counted
 from mlaan_kernels import library
 
 _NEEDED = {
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     missing: list[str] = []
     print("machine")
     _line("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    _line("processor", f"{cpu_name()}, {torch.get_num_threads()} threads")
+    _line("processor", f"{cpu_name()}, {counted(torch.get_num_threads(), 'thread')}")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         _line(f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")

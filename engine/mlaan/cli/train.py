@@ -21,6 +21,7 @@ from mlaan.observe.metrics import MetricsLog
 from mlaan.observe.recorder import Recorder
 from mlaan.observe.state import TrainState
 from mlaan.observe.stop import Stopped, StopRequest
+from mlaan.observe.words import counted
 from mlaan.run_folder import RunFolder
 from mlaan.trainer import train
 
@@ -103,7 +104,7 @@ def _open(
     what = f"{config.model.name} by {config.method.name} on {config.data.name}"
     if not state.step:
         folder.write_environment(here)
-        yield f"{what}, {config.train.epochs} epochs on {device}, into {folder.path}"
+        yield f"{what}, {counted(config.train.epochs, 'epoch')} on {device}, into {folder.path}"
         return
     yield f"{what}, on {device}, from epoch {state.epoch + 1}, step {state.step} of {folder.path}"
     for difference in differences(folder.read_environment(), here):

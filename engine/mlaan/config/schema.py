@@ -143,5 +143,5 @@ class Config:
         if self.optim.warmup_epochs >= self.train.epochs:
             raise UserError(
                 f"optim.warmup_epochs = {self.optim.warmup_epochs} must be below train.epochs = {self.train.epochs}: "
-                "set optim.warmup_epochs = 0, or train for longer"
+                f"set optim.warmup_epochs = {max(0, self.train.epochs - 1)}, or train for longer"
             )

@@ -1,11 +1,11 @@
 """TOML files with inheritance: reading a chain of them, and writing single values."""
 
+import difflib
 import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from mlaan.config.choice import nearest_first
 from mlaan.config.values import show
 from mlaan.errors import UserError
 
@@ -57,8 +57,9 @@ def _read(file: Path, asked_by: str) -> dict[str, Any]:
 
 
 def _similar(file: Path) -> str:
-    siblings = [path.name for path in sorted(file.parent.glob("*.toml"))]
-    return f": did you mean {file.parent / nearest_first(file.name, siblings)[0]}?" if siblings else ""
+    siblings = {path.stem: path for path in sorted(file.parent.glob("*.toml"))}
+    close = difflib.get_close_matches(file.stem, siblings, n=1)
+    return f": did you mean {siblings[close[0]]}?" if close else ""
 
 
 def value_text(value: Any) -> str:

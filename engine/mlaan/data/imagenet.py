@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,14 +41,18 @@ class ImageNet(ImageSource, DataConfig, name="imagenet"):
     classes: int = setting(1000, "number of class folders")
     size: int = setting(224, "height and width of an image in pixels; training takes a random part, mirrored or not")
     resize: int = setting(0, "in testing the shorter side, before the middle is taken; 0: size * 256 / 224")
-    workers: int = setting(8, "processes that decode images, with the same result for any number; 0: none of their own")
+    workers: int | Literal["auto"] = setting(
+        "auto",
+        "processes that decode images, with the same result for any number; 0: none of their own; auto: one for "
+        "each processor, at most 8",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(size=self.size)
         if self.classes < 2:
             raise UserError(f"data.classes = {self.classes} must be at least 2")
-        if self.workers < 0:
+        if self.workers != "auto" and self.workers < 0:
             raise UserError(f"data.workers = {self.workers} must not be negative; 0 means no processes of their own")
         if self.resize and self.resize < self.size:
             raise UserError(
@@ -71,8 +76,9 @@ class ImageNet(ImageSource, DataConfig, name="imagenet"):
                 f"data.classes = {self.classes}, but data.root = {self.root!r} holds {len(classes)} classes: "
                 f"set data.classes = {len(classes)}"
             )
+        workers = min(8, os.cpu_count() or 1) if self.workers == "auto" else self.workers
         loader = partial(
-            FolderLoader, batch=self.batch, device=device, mean=_MEAN, std=_STD, seed=seed, workers=self.workers
+            FolderLoader, batch=self.batch, device=device, mean=_MEAN, std=_STD, seed=seed, workers=workers
         )
         resize = self.resize or round(self.size * _RESIZE_BY_SIZE)
         return Loaders(

@@ -84,12 +84,13 @@ def cut(
             f"partition.modules = {modules} does not fit {backbone.name}: it has {n} blocks, choose 1 to {n}"
         )
     if not isinstance(cuts, str):
+        partition = Partition(tuple(cuts), n)
         if len(cuts) != modules:
             raise UserError(
                 f"partition.cuts = {list(cuts)} starts {len(cuts)} modules, but partition.modules = {modules}: "
                 f"set partition.modules = {len(cuts)}"
             )
-        return Partition(tuple(cuts), n)
+        return partition
     if cuts == "even":
         return Partition(tuple(i * n // modules for i in range(modules)), n)
     if cuts == "published":

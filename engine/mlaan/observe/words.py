@@ -9,6 +9,11 @@ def percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
+def counted(count: int, thing: str) -> str:
+    """The number with its thing, which gets an s unless there is one of it."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
 def duration(seconds: float) -> str:
     """m:ss, or h:mm:ss from an hour on; a dash for nan."""
     if math.isnan(seconds):

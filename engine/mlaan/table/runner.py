@@ -12,7 +12,7 @@ from typing import IO, NamedTuple
 
 from mlaan.errors import UserError
 from mlaan.observe.stop import StopRequest
-from mlaan.observe.words import duration
+from mlaan.observe.words import counted, duration
 from mlaan.table.runs import Run
 
 POLL_SECONDS = 0.2
@@ -87,7 +87,7 @@ class _Pool:
         self._running: list[_Process] = []
         self._failed: list[str] = []
         if kept := len(runs) - len(self._waiting):
-            say(f"{kept} of {len(runs)} runs are finished already and kept")
+            say(f"{kept} of {counted(len(runs), 'run')} finished already: kept")
 
     def work(self, stop: StopRequest) -> Outcome:
         try:
@@ -97,7 +97,7 @@ class _Pool:
                 self._collect()
                 time.sleep(POLL_SECONDS)
             if self._running:
-                self._say(f"stopping {len(self._running)} runs after their present step")
+                self._say(f"stopping {counted(len(self._running), 'run')} after the present step")
                 self._signal(stop.signal_number)
             while self._running:
                 self._collect(is_stopping=True)

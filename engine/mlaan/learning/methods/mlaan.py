@@ -6,6 +6,7 @@ from typing import Literal
 from torch import nn
 
 from mlaan.config import MethodConfig, setting
+from mlaan.config.values import show
 from mlaan.errors import UserError
 from mlaan.learning.base import Auxiliary, Base, BaseName, Light, base_named
 from mlaan.learning.leap import LeapNetwork, copy_block, initialise, leap_sources, live_block, short_leap
@@ -31,7 +32,8 @@ class MLAAN(MethodConfig, name="mlaan"):
 
     preset: Literal["paper", "light", "authors", "fast"] = setting(
         "paper",
-        "paper: the method as described; light: paper without leap networks; authors: as their code runs; "
+        "paper: the method as described; light: paper without leap networks; authors: as their code runs, with no loss "
+        "on the first reach - 1 modules; "
         "fast (ours): leap networks shared by a stage, short, pooled, without twins",
     )
     base: BaseName = setting("light", "auxiliary classifier and loss: light (pool + linear), or those of a method")
@@ -67,6 +69,7 @@ class MLAAN(MethodConfig, name="mlaan"):
             raise UserError("method.independent_weight and method.cascaded_weight must not be negative")
         theirs = {"base": ["light"], "mlm": [True], "lam": [True], "leap": ["auto", "own"], "pooled": ["auto", False]}
         theirs |= {"depth": ["auto", "full"], "twins": ["auto", "first"]}
+        self._require_a_use_of_settings()
         shared = self.leap == "stage" or (self.leap == "auto" and self.preset == "fast")
         if self.base == "infopro" and shared:
             raise UserError(
@@ -77,6 +80,21 @@ class MLAAN(MethodConfig, name="mlaan"):
             raise UserError(
                 "method.preset = 'authors' is their code with mlm, lam and leap networks of its own: "
                 "use preset = 'paper' to change these"
+            )
+
+    def _require_a_use_of_settings(self) -> None:
+        """UserError for a setting that would change nothing."""
+        without = "preset = 'light'" if self.preset == "light" else "lam = false" if not self.lam else ""
+        for name in ("leap", "pooled", "depth", "twins"):
+            if without and getattr(self, name) != "auto":
+                raise UserError(
+                    f"method.{name} = {show(getattr(self, name))} shapes leap networks, but method.{without} has none: "
+                    "leave one of the two out"
+                )
+        if not self.mlm and self.reach > 2:
+            raise UserError(
+                f"method.reach = {self.reach} is that of the cascaded losses, but method.mlm = false has none: "
+                "leave one of the two out"
             )
 
     def supervise(self, site: Site) -> Supervision:
