@@ -8,7 +8,7 @@ from typing import Any
 
 from mlaan.errors import UserError
 from mlaan.observe.metrics import read_epochs
-from mlaan.observe.words import by_module, duration, kinds, mebibytes, percent
+from mlaan.observe.words import aligned, by_module, duration, kinds, mebibytes, percent
 from mlaan.run_folder import RunFolder
 
 
@@ -38,7 +38,7 @@ def summary(folder: RunFolder) -> str:
         "run folder": str(folder.path),
     }
     width = max(map(len, facts))
-    lines = [f"Training, means over epoch {last['epoch']}", *_aligned(rows), ""]
+    lines = [f"Training, means over epoch {last['epoch']}", *aligned(rows), ""]
     return "\n".join([*lines, *(f"{name:<{width}}  {fact}" for name, fact in facts.items())])
 
 
@@ -78,8 +78,3 @@ def _title(folder: RunFolder) -> str:
     modules = config["partition"]["modules"]
     cut = "one piece" if modules == 1 else f"{modules} modules"
     return f"{config['model']['name']} in {cut} by {config['method']['name']} on {config['data']['name']}"
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -77,6 +77,7 @@ def test_without_a_network_it_says_that_too(tmp_path, no_network, capsys):
     )
     assert capsys.readouterr().err == f"downloading {URL} into {tmp_path / 'new'}\n"
     assert socket.getdefaulttimeout() is None
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from exact.test_methods import VARIANTS
+from exact.test_methods import BIG, VARIANTS
 from mlaan import Engine
 from mlaan.config import MethodConfig
 from mlaan.models import build
@@ -27,9 +27,13 @@ class Setting:
     batch: int
     learning_rate: float
     steps: int
+    fall: float
+    """What is left of the learning rate after another step."""
 
 
-RESNET32 = Setting("resnet32", 8, "published", 8, 1, 32, 0.03, 80)
+RESNET32 = Setting("resnet32", 8, "published", 8, 1, 32, 0.03, 80, 0.98)
+RESNET50 = Setting("resnet50", 4, "even", 64, 3, 16, 0.01, 200, 0.985)
+VIT_S = Setting("vit_s_16", 4, "even", 64, 3, 32, 0.005, 200, 0.985)
 
 
 def digits(setting: Setting) -> tuple[Tensor, Tensor, tuple[list[float], list[float]]]:
@@ -47,7 +51,7 @@ def digits(setting: Setting) -> tuple[Tensor, Tensor, tuple[list[float], list[fl
 def memorised(setting: Setting, method: MethodConfig) -> float:
     """Accuracy of the backbone in evaluation mode: the first over 99 % that it has, every four steps, or the last.
 
-    Running statistics follow fast (momentum 0.3), as there are few steps; the learning rate falls by 2 % a step.
+    Running statistics follow fast (momentum 0.3), as there are few steps.
     """
     torch.manual_seed(0)
     images, labels, normalisation = digits(setting)
@@ -61,7 +65,7 @@ def memorised(setting: Setting, method: MethodConfig) -> float:
     )  # fmt: skip
     top1 = 0.0
     for step in range(1, setting.steps + 1):
-        engine.learning_rate = setting.learning_rate * min(1.0, step / 8) * 0.98**step
+        engine.learning_rate = setting.learning_rate * min(1.0, step / 8) * setting.fall**step
         drawn = torch.randperm(SAMPLES)[: setting.batch]
         engine.step(images[drawn], labels[drawn])
         if step % 4 == 0:
@@ -76,4 +80,17 @@ def test_resnet32(name):
     setting = RESNET32
     if name == "mlaan-stage-twins":  # a twin on every block of a shared leap doubles its sums: it asks for small steps
         setting = replace(RESNET32, learning_rate=0.008, steps=260)
+    assert memorised(setting, VARIANTS[name]) > 0.99
+
+
+OFTEN = ["mlaan-fast"]
+"""Of the large nets' tests, those of every run; all 22 take about an hour of one core."""
+CASES = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.long) for name in BIG]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("setting", [RESNET50, VIT_S], ids=lambda setting: setting.name)
+@pytest.mark.parametrize("name", CASES)
+def test_large_nets(name, setting):
     assert memorised(setting, VARIANTS[name]) > 0.99

@@ -5,7 +5,7 @@ import sys
 import tarfile
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -84,11 +84,15 @@ class ArchiveSource(SubsetSource):
         by_hand += "unpack it there" if lacking[0].is_packed else "put it there"
         if not self.download:
             raise UserError(f"{lacks}: set data.download = true, or {by_hand}")
+        was_there = folder.exists()
         try:
             for archive in lacking:
                 _fetch(archive, folder)
         except (OSError, RuntimeError, HTTPException, tarfile.TarError, EOFError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
+            if not was_there:
+                with suppress(OSError):  # it stays where something has come into it
+                    folder.rmdir()
             raise UserError(f"{lacks}, and the download failed ({reason}): {by_hand}") from None
 
 

@@ -1,7 +1,7 @@
 """Numbers in words, the same in every display and report."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def percent(share: float) -> str:
@@ -46,6 +46,12 @@ def by_module(values: dict[str, float]) -> dict[int, dict[str, float]]:
 def kinds(names: Iterable[str]) -> list[str]:
     """The kinds of local losses among the names, in the order of their first appearance."""
     return list(dict.fromkeys(split_name(name)[1] for name in names))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equally many cells as lines, every column flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlaan.observe.words import percent
+from mlaan.observe.words import aligned, percent
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,13 @@ def as_text(probe: Probe) -> str:
         [
             f"{probe.run} after epoch {probe.epoch}{where}: linear probes on {probe.images} training images, "
             f"tested on {probe.test_images}; features pooled",
-            *_aligned(rows),
+            *aligned(rows),
             f"the run's own classifier: {percent(probe.test_top1)}",
             "",
             "CKA between its modules",
-            *_aligned(matrix),
+            *aligned(matrix),
         ]
     )
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _three(value: float) -> str:
