@@ -1,7 +1,6 @@
 """What a probe found: as plain data, and in lines for a terminal."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 

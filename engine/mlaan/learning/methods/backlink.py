@@ -15,8 +15,8 @@ class BackLink(MethodConfig, name="backlink"):
 
     min over theta_{i-r+1} ... theta_i, c_i of CE(c_i(f_i(... f_{i-r+1}(sg h_{i-r}))), y) for every module i: reach r.
 
-    The paper limits the way back in layers, here it is in modules. No code of the authors was found; that the head c_i is
-    DGL's is our choice.
+    The paper limits the way back in layers, here it is in modules. No code of the authors was found; that the head
+    c_i is DGL's is our choice.
     """
 
     reach: int = setting(2, "modules that a loss reaches back through, its own included")
