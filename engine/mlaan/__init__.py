@@ -1,25 +1,33 @@
-"""mlaan: the training engine for supervised local learning."""
+"""mlaan: the training engine for supervised local learning.
 
-from mlaan.data import Batch
-from mlaan.engine import Engine, Evaluation, StepResult
+What is named here is imported when it is first used: `mlaan --help` and a Ctrl-C need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from mlaan.errors import UserError
-from mlaan.learning import (
-    DGL,
-    HPFF,
-    MAN,
-    MLAAN,
-    AugLocal,
-    BackLink,
-    EndToEnd,
-    InfoPro,
-    LocalLoss,
-    Partition,
-    PredSim,
-    Site,
-    Supervision,
-    Twin,
-)
-from mlaan.models import Backbone
+
+if TYPE_CHECKING:
+    from mlaan.data import Batch
+    from mlaan.engine import Engine, Evaluation, StepResult
+    from mlaan.learning import (
+        DGL,
+        HPFF,
+        MAN,
+        MLAAN,
+        AugLocal,
+        BackLink,
+        EndToEnd,
+        InfoPro,
+        LocalLoss,
+        Partition,
+        PredSim,
+        Site,
+        Supervision,
+        Twin,
+    )
+    from mlaan.models import Backbone
 
 __all__ = [
     "DGL",
@@ -44,3 +52,12 @@ __all__ = [
     "UserError",
 ]
 __version__ = "0.1.0"
+
+_PLACES = {"Backbone": "models", "Batch": "data", "Engine": "engine", "Evaluation": "engine", "StepResult": "engine"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'mlaan' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"mlaan.{_PLACES.get(name, 'learning')}"), name)
+    return value
