@@ -1,7 +1,7 @@
 """The study's plots; needs the package matplotlib."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
@@ -57,16 +57,24 @@ def _by_memory(results: Results) -> "Figure":
     what = "measured" if is_measured else "predicted, float32"
     label = f"peak of a step in MiB ({what}), log scale"
     title = "Accuracy against peak memory"
-    figure = _pareto(results, lambda variant: mebibytes(results.costs[variant.cost]), title, label)
-    place = (mebibytes(results.checkpointed), 100 * mean(results.reference.top1.values()))
-    axes = figure.axes[0]
-    axes.plot(*place, "s", color=_PLAIN, markerfacecolor="white", zorder=3)
-    axes.annotate("1, checkpointed", place, (6, -10), textcoords="offset points", fontsize=7.5, color=_FAINT)
-    return figure
+    least, numbers = mebibytes(results.checkpointed), results.numbers()
+    lengths = [variant for variant in results.variants if variant.end_to_end]
+    rivals = {f"{numbers[each.stem]}, checkpointed": (least, 100 * mean(each.top1.values())) for each in lengths}
+    return _pareto(results, lambda variant: mebibytes(results.costs[variant.cost]), title, label, rivals)
 
 
-def _pareto(results: Results, cost: Callable[[Variant], float], title: str, label: str) -> "Figure":
-    """Mean and deviation over the seeds against a cost, with the front of what nothing beats."""
+def _pareto(
+    results: Results,
+    cost: Callable[[Variant], float],
+    title: str,
+    label: str,
+    rivals: Mapping[str, tuple[float, float]] | None = None,
+) -> "Figure":
+    """Mean and deviation over the seeds against a cost, with the front of what nothing beats.
+
+    Args:
+        rivals: further points by their names: the same trainings at another cost.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
 
@@ -74,7 +82,8 @@ def _pareto(results: Results, cost: Callable[[Variant], float], title: str, labe
     axes = figure.add_subplot()
     numbers = results.numbers()
     means = {variant.stem: 100 * mean(variant.top1.values()) for variant in results.variants}
-    steps = front([(cost(variant), means[variant.stem]) for variant in results.variants])
+    rivals = rivals or {}
+    steps = front([*((cost(variant), means[variant.stem]) for variant in results.variants), *rivals.values()])
     axes.step(
         *zip(*steps, strict=True), where="post", color=_FRONT, linewidth=4, zorder=0, label="nothing is better for less"
     )
@@ -87,6 +96,9 @@ def _pareto(results: Results, cost: Callable[[Variant], float], title: str, labe
         name, colour = _name(results, variant), _colour(results, variant)
         axes.errorbar(*place, spread, fmt=_marker(variant), color=colour, label=name)
         axes.annotate(str(numbers[variant.stem]), place, (4, 4), textcoords="offset points", fontsize=8, color=_INK)
+    for name, place in rivals.items():
+        axes.plot(*place, "s", color=_PLAIN, markerfacecolor="white", zorder=3)
+        axes.annotate(name, place, (6, -10), textcoords="offset points", fontsize=7.5, color=_FAINT)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(LogFormatter(minor_thresholds=(10, 10)))

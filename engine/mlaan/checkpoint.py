@@ -169,17 +169,25 @@ def _verify(file: BinaryIO, path: Path) -> None:
                 f"{path} is not a checkpoint of mlaan, and nothing in it was executed: "
                 "give a run folder or a .pt file that `mlaan train` wrote"
             )
-        raise UserError(f"{path} is cut short, it ends after {size} bytes: {_OTHER}")
+        raise UserError(f"{path} is cut short, it ends after {size} bytes: {_instead_of(path)}")
     file.seek(0)
     digest = hashlib.sha256()
     for left in range(size - _COMMENT, 0, -_CHUNK):
         digest.update(file.read(min(_CHUNK, left)))
     if _MAGIC + digest.hexdigest().encode() != comment:
-        raise UserError(f"{path} is damaged, its checksum does not fit: {_OTHER}")
+        raise UserError(f"{path} is damaged, its checksum does not fit: {_instead_of(path)}")
+
+
+def _instead_of(path: Path) -> str:
+    """What to do without the checkpoint at `path`; --resume and a run folder alone mean last.pt."""
+    other = path.with_name("best.pt" if path.name == "last.pt" else "last.pt")
+    if not other.exists() or other.samefile(path):  # both can be names of one file
+        return "put a copy of it in its place, or train anew"
+    fix = f"take {other}"
+    return f"{fix}, or copy it over last.pt to go on from there" if path.name == "last.pt" else fix
 
 
 _CHUNK = 1 << 20
-_OTHER = "take another checkpoint of the run (last.pt, best.pt) or a copy"
 
 
 def _replace_by_copy(source: Path, target: Path) -> None:

@@ -96,9 +96,14 @@ class Engine:
         weight_decay: float = 1e-4,
         **options: Any,
     ) -> None:
+        if isinstance(method, type):
+            raise UserError(f"method = {method.__name__} is a class: give an object of it, {method.__name__}()")
+        if not isinstance(input_shape, Sequence):
+            raise UserError(f"input_shape = {input_shape!r} must be (C, H, W), such as (3, 32, 32)")
         if isinstance(method, str):
             if method not in MethodConfig.choices:
-                raise UserError(f"method = {method!r} must be one of {', '.join(sorted(MethodConfig.choices))}")
+                known = ", ".join(sorted(MethodConfig.choices))
+                raise UserError(f"method = {method!r} must be one of {known}; your own: import its module first")
             kind, settings = MethodConfig.choices[method], options
         elif options:
             raise UserError(f"{next(iter(options))!r} belongs into the method's own config: method={method!r}")
@@ -218,8 +223,10 @@ class Engine:
         samples = 0
         self.backbone.net.eval()
         try:
-            for images, labels in batches:
-                images, labels = self.batch_check(images, labels, training=False)
+            for pair in batches:
+                if isinstance(pair, Tensor):
+                    raise UserError("batches must hold (images, labels) pairs: write [(images, labels)] for one")
+                images, labels = self.batch_check(*pair, training=False)
                 with self.autocast():
                     logits = self.backbone.net(images)
                 logits = logits.to(images.dtype)
@@ -239,8 +246,8 @@ class Engine:
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
-        if not 0 <= value < math.inf:
-            raise UserError(f"learning_rate = {value} must be a finite number, 0 or more")
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise UserError(f"learning_rate = {value!r} must be a finite number, 0 or more")
         self.optimizer.learning_rate = value
 
     def state_dict(self) -> dict[str, Any]:

@@ -91,6 +91,12 @@ def test_tables_hold_what_the_runs_reached(study, drawn, capsys):
     assert found.costs[dgl.cost].flops == plans["this plan"]["flops"]
     assert found.costs[dgl.cost].flops_ratio == plans["this plan"]["flops"] / plans["end-to-end"]["flops"]
     assert found.total_flops(dgl) == 11 * plans["this plan"]["flops"]
+    peaks = {name: plan["peak_activation_bytes"] for name, plan in plans.items()}
+    assert found.costs[dgl.cost].predicted_bytes == peaks["this plan"]
+    assert found.costs[dgl.cost].predicted_ratio == peaks["this plan"] / peaks["end-to-end"]
+    segments = next(name for name in plans if name.endswith("checkpointed segments"))
+    rival = plans[segments]["flops"] / plans["end-to-end"]["flops"], peaks[segments] / peaks["end-to-end"]
+    assert (found.checkpointed.flops_ratio, found.checkpointed.predicted_ratio) == rival
     trained = [w for part in (engine.backbone.net, engine.heads) for w in part.parameters() if w.requires_grad]
     assert found.costs[dgl.cost].trained == sum(weight.numel() for weight in trained)
     assert dgl.probe is not None
@@ -101,6 +107,34 @@ def test_tables_hold_what_the_runs_reached(study, drawn, capsys):
     assert "- seeds: 0, 1" in text
     assert (study / "docs/study/pairs.md").read_text() == tables.all_pairs(found) + "\n"
     assert drawn == [found]
+
+
+def variant_of(folder: Path, stem: str) -> results.Variant:
+    assert study_of(folder) == 0
+    return next(each for each in results.load(folder / "docs/study/results.json").variants if each.stem == stem)
+
+
+def copied(study: Path, folder: Path) -> Path:
+    for part in ("configs", "docs", "runs"):
+        shutil.copytree(study / part, folder / part)
+    return folder
+
+
+def test_what_counts_is_the_last_epoch_not_the_best(study, tmp_path):
+    metrics = copied(study, tmp_path) / "runs/dgl-seed0/metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    lines[-1] = json.dumps(json.loads(lines[-1]) | {"test_top1": 0.25, "best_top1": 0.75})
+    metrics.write_text("\n".join(lines) + "\n")
+    assert variant_of(tmp_path, "dgl").top1["0"] == 0.25
+
+
+@pytest.mark.parametrize("other", ["end_to_end-seed1", "end_to_end_2-seed0"])
+def test_likeness_to_another_seed_or_length_is_left_out(study, tmp_path, other):
+    runs = copied(study, tmp_path) / "runs"
+    assert mlaan(["probe", str(runs / "dgl-seed0"), "--against", str(runs / other)]) == 0
+    found = variant_of(tmp_path, "dgl").probe
+    assert found is not None
+    assert found.cka is None
 
 
 def test_without_runs_the_page_is_made_anew_from_the_results(study, tmp_path):
@@ -133,10 +167,7 @@ def test_steps_are_measured_beside_plain_end_to_end_and_kept(study):
 
 
 def test_what_is_unfinished_is_left_out_and_said(study, tmp_path, capsys):
-    for part in ("configs", "docs", "runs"):
-        shutil.copytree(study / part, tmp_path / part)
-    metrics = tmp_path / "runs/dgl-seed1/metrics.jsonl"
-    metrics.write_text("")
+    (copied(study, tmp_path) / "runs/dgl-seed1/metrics.jsonl").write_text("")
     assert study_of(tmp_path) == 0
     assert "left out: dgl-seed1 is not finished" in capsys.readouterr().out
     assert list(results.load(tmp_path / "docs/study/results.json").variants[-1].top1) == ["0"]

@@ -180,6 +180,17 @@ def test_markers_that_do_not_fit_are_refused(text, message):
         page.rewritten(text, {"a": "", "b-2": ""}, "page")
 
 
+def test_nothing_is_on_the_front_that_a_checkpointed_rival_beats(monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    fronts, front = [], plots.front
+    monkeypatch.setattr(plots, "front", lambda points: fronts.append(front(points)) or fronts[-1])
+    plots._by_memory(RESULTS)
+    assert (8.0, 94.0) in fronts[0]
+    less = replace(RESULTS, checkpointed=replace(RESULTS.checkpointed, predicted_bytes=3 * 2**20))
+    plots._by_memory(less)
+    assert fronts[1] == [(3.0, 94.0)]  # with `fast` at 4 MiB and 92 %
+
+
 def test_the_same_figures_are_drawn_to_the_same_bytes(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     files = plots.draw(RESULTS, tmp_path)

@@ -117,6 +117,21 @@ def test_a_flipped_bit_in_the_checksum(saved):
     assert "damaged" in refusal(saved)
 
 
+def test_a_damaged_file_names_only_what_can_take_its_place(saved):
+    content, best = saved.read_bytes(), saved.with_name("best.pt")
+    anew = "put a copy of it in its place, or train anew"
+    saved.write_bytes(content[:-3])
+    assert refusal(saved).endswith(f"bytes: {anew}")
+    best.write_bytes(content)
+    assert refusal(saved).endswith(f"bytes: take {best}, or copy it over last.pt to go on from there")
+    best.write_bytes(content[:-3])
+    saved.write_bytes(content)
+    assert refusal(best).endswith(f"bytes: take {saved}")
+    saved.unlink()
+    os.link(best, saved)
+    assert refusal(saved).endswith(f"bytes: {anew}")
+
+
 class Bomb:
     def __init__(self, target: Path) -> None:
         self.target = target

@@ -107,6 +107,22 @@ def test_checkpoint_cut_short(tmp_path, run, capsys, share):
         assert "last.pt" in complaint(capsys, words)
 
 
+def test_best_copied_over_a_damaged_last_goes_on_from_there(tmp_path, run, capsys):
+    folder = tmp_path / "run"
+    start(folder, train__epochs="1")
+    shutil.copy(folder / "best.pt", tmp_path / "first.pt")
+    resume(folder, "--train.epochs", "3")
+    expected = final_state(folder)
+    (folder / "best.pt").unlink()  # it may be a second name of the last one
+    shutil.copy(tmp_path / "first.pt", folder / "best.pt")
+    (folder / "last.pt").write_bytes(b"PK")
+    error = complaint(capsys, ["train", "--resume", str(folder)])
+    assert f"take {folder / 'best.pt'}, or copy it over last.pt to go on from there" in error
+    shutil.copy(folder / "best.pt", folder / "last.pt")
+    assert resume(folder) == 0
+    assert same(final_state(folder), expected)
+
+
 @pytest.mark.parametrize("write", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
 def test_pickle_that_would_run_code(tmp_path, run, capsys, write):
     shutil.copytree(run, tmp_path / "run")

@@ -15,10 +15,10 @@ import torch
 from data.official_files import write_images
 from mlaan import checkpoint
 from mlaan.build import build
-from mlaan.cli import main
+from mlaan.cli import main, probe
 from mlaan.cli.settings import load_config
 from mlaan.data import Digits
-from mlaan.probe import fit, pooled_features
+from mlaan.probe import cka_matrix, fit, pooled_features
 from mlaan.probe.result import Likeness, ModuleProbe, Probe, as_text
 from trainer.tiny import one_thread, start
 
@@ -120,6 +120,22 @@ def test_runs_of_other_partitions_are_compared_where_the_first_ones_modules_end(
     assert diagonal == pytest.approx([1, 1])  # against itself
     assert all(0 < first["against"]["cka"][i][i] < 0.999 for i in (0, 1))
     torch.testing.assert_close(torch.tensor(second["against"]["cka"]), torch.tensor(second["cka"]))
+
+
+def test_a_row_of_the_cka_is_a_module_of_the_run_itself(runs, monkeypatch):
+    calls = []
+
+    def watched(ours, theirs):
+        calls.append((ours, theirs, cka_matrix(ours, theirs)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(probe, "cka_matrix", watched)
+    assert main(["probe", str(runs / "ours"), "--against", str(runs / "plain"), "--images", "200"]) == 0
+    [own] = [call[0] for call in calls if call[0] is call[1]]
+    [(ours, _, found)] = [call for call in calls if call[0] is not call[1]]
+    assert ours is own
+    assert found[0][1] != pytest.approx(found[1][0], abs=1e-3)
+    assert read(runs / "ours")["against"]["cka"] == found
 
 
 def test_the_weights_are_those_of_the_last_checkpoint(runs, tmp_path):

@@ -65,7 +65,7 @@ def test_it_trains_what_is_missing_resumes_what_was_stopped_and_keeps_the_rest(s
     assert paper["seeds"]["5"]["state"] == "finished"
     assert err == "2 of 2 runs finished already: kept\n"
 
-    assert main([*words, "--data.batch", "4"]) == 2
+    assert main([*words, "--data.batch", "4", "--folder", "runs/table/study"]) == 2
     assert "light-seed5 holds a run with data.batch = 8, but study/light.toml" in capsys.readouterr().err
 
 
@@ -74,6 +74,30 @@ def test_only_print_trains_and_writes_nothing(study, capsys, monkeypatch):
     assert main(["table", str(study / "paper.toml"), "--only-print"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["paper", "-", "-", "0", "1", "-", "3", "missing"]
     assert not Path("runs").exists()
+
+
+def test_no_published_figure_stands_beside_runs_of_other_settings(study, capsys):
+    words = ["table", "study/light.toml", "--only-print", "--folder", "look"]
+    changes = ["--train.epochs", "2", "--data.batch=4", "--train.epochs", "3"]
+    for harmless in ([], ["--train.device", "cpu", "--run.tensorboard", "true"]):
+        assert main([*words, *harmless]) == 0
+        out = capsys.readouterr().out
+        assert "12.50" in out
+        assert "left out" not in out
+    assert main([*words, "--train.device", "cpu", *changes]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].split()[:2] == ["light", "-"]
+    note = "-     published figures are left out: these runs have settings of their own, train.epochs, data.batch"
+    assert out.splitlines()[-1] == note
+    assert main([*words, *changes, "--json"]) == 0
+    [light] = json.loads(capsys.readouterr().out)
+    assert (light["published_error"], light["published_memory_gb"], light["source"]) == (None, None, "")
+
+
+def test_settings_of_the_same_recipe_need_no_folder(study, capsys):
+    words = ["table", "study", "--only-print", "--train.device", "cpu", "--run.tensorboard=false"]
+    assert main(words) == 0
+    assert "12.50" in capsys.readouterr().out
 
 
 def test_a_failed_run_gives_status_1_and_the_table(study, capsys, monkeypatch):
@@ -94,6 +118,9 @@ def test_a_failed_run_gives_status_1_and_the_table(study, capsys, monkeypatch):
         (["study", "--run.folder=x"], "use --folder"),
         (["study", "--seeds", "1,x"], "--seeds 1,x must be different whole numbers"),
         (["study", "--seeds", "1,1"], "--seeds 1,1 must be different whole numbers"),
+        (["study", "--train.device=cpu", "--train.epochs", "2"], "--train.epochs makes other runs than the config"),
+        (["study", "--data.batch", "4", "--only-print"], "add --folder with a folder of their own"),
+        (["a-run"], "a-run is a run folder: its results: `mlaan report a-run`"),
         (["study", "--jobs", "0"], "--jobs 0 must be at least 1"),
         (["study", "--epochs", "3"], "did you mean '--train.epochs'?"),
         (["study/lihgt.toml"], "did you mean study/light.toml?"),
@@ -105,6 +132,9 @@ def test_a_failed_run_gives_status_1_and_the_table(study, capsys, monkeypatch):
 def test_wrong_words_get_one_line_with_the_fix(study, capsys, words, says):
     (study.parent / "other").mkdir()
     (study.parent / "other/x.toml").write_text((study / "light.toml").read_text())
+    (study.parent / "a-run").mkdir()
+    (study.parent / "a-run/config.toml").write_text((study / "light.toml").read_text())
+    (study.parent / "a-run/metrics.jsonl").touch()
     assert main(["table", *words]) == 2
     error = capsys.readouterr().err
     assert says in error
@@ -114,4 +144,7 @@ def test_wrong_words_get_one_line_with_the_fix(study, capsys, words, says):
 def test_help_has_examples(capsys):
     with pytest.raises(SystemExit):
         main(["table", "--help"])
-    assert "  mlaan table configs/paper/svhn --only-print" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "  mlaan table configs/paper/svhn --only-print" in out
+    [look] = [line for line in out.splitlines() if "--train.epochs" in line]
+    assert "--folder runs/look" in look

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +72,21 @@ def test_pickles_of_python_3_are_read_too(tmp_path):
     entries = {"data": images.reshape(len(images), -1), "labels": labels.tolist()}
     (tmp_path / "cifar-10-batches-py/data_batch_3").write_bytes(pickle.dumps(entries))
     assert torch.equal(CIFAR10(root=str(tmp_path)).load().train_images[40:60], torch.from_numpy(images))
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_names_may_be_bytes(tmp_path, protocol):
+    """As where Python 3 read the official files with encoding="bytes" and wrote them again."""
+    for write, member, file, key in (
+        (write_cifar10, CIFAR10, "cifar-10-batches-py/test_batch", b"labels"),
+        (write_cifar100, CIFAR100, "cifar-100-python/test", b"fine_labels"),
+    ):
+        images, labels = write(tmp_path)[Path(file).name]
+        entries = {b"batch_label": b"one", key: labels.tolist(), b"data": images.reshape(len(images), -1)}
+        (tmp_path / file).write_bytes(pickle.dumps(entries, protocol=protocol))
+        dataset = member(root=str(tmp_path), download=False).load()
+        assert torch.equal(dataset.test_images, torch.from_numpy(images))
+        assert dataset.test_labels.tolist() == labels.tolist()
 
 
 def test_a_pickle_that_runs_code_does_not_run(tmp_path):

@@ -100,12 +100,21 @@ def test_missing_folders(tmp_path):
     assert f"but {tmp_path}/set/val is not there: " in refused(tmp_path / "set")
 
 
+def test_a_missing_relative_folder_is_said_with_the_folder_it_is_looked_for_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    where = f"(a relative data.root is looked for below the present folder, {tmp_path})"
+    assert f"but set/train is not there {where}: ImageNet" in refused("set")
+
+
 def test_class_folders_that_do_not_fit(tmp_path):
     write_images(tmp_path)
     message = refused(tmp_path, classes=1000)
     assert message == (f"data.classes = 1000, but data.root = '{tmp_path}' holds 3 classes: set data.classes = 3")
     shutil.rmtree(tmp_path / "val/n00000001")
-    assert "the class folder 'n00000001' is not in both train and val" in refused(tmp_path)
+    assert "the class folder 'n00000001' is in train, but not in val: give both the same" in refused(tmp_path)
+    (tmp_path / "train/n00000001").rename(tmp_path / "aside")
+    (tmp_path / "train/n00000002").rename(tmp_path / "aside2")
+    assert "the class folder 'n00000002' is in val, but not in train: give both the same" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(("processors", "workers"), [(2, 2), (64, 8), (None, 1)])

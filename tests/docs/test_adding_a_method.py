@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from exact.compare import gap
 from mlaan import Engine
-from mlaan.config import Config, MethodConfig, load
+from mlaan.cli.settings import load_config
+from mlaan.config import MethodConfig
 from mlaan.models import CifarResNet
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_method.md"
@@ -20,8 +21,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "adding_a_method.md"
 
 @pytest.fixture
 def names() -> Iterator[dict[str, Any]]:
-    """What the page's code defines; the method it registers is forgotten again."""
+    """What the page's code defines; the method it registers is forgotten again, one that a reader put in is not."""
     before = dict(MethodConfig.choices)
+    MethodConfig.choices.pop("companion", None)
     defined: dict[str, Any] = {"__name__": "page"}
     torch.manual_seed(0)
     try:
@@ -38,6 +40,12 @@ def test_the_method_is_as_long_as_the_page_says():
     assert 55 <= len(first.splitlines()) <= 65
 
 
+def test_a_checkout_that_has_the_method_already_does_as_well(monkeypatch, request):
+    monkeypatch.setitem(MethodConfig.choices, "companion", MethodConfig)
+    names = request.getfixturevalue("names")
+    assert MethodConfig.choices["companion"] is names["Companion"]
+
+
 def test_the_code_trains(names):
     assert names["engine"].loss_names == ("0.companion", "1.companion", "2.companion", "3.classifier")
     images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
@@ -48,7 +56,7 @@ def test_the_code_trains(names):
 
 
 def test_settings_know_the_method(names):
-    config = load(Config, None, [("method.name", "companion"), ("method.reach", "3")])
+    config = load_config(None, [("method.name", "companion"), ("method.reach", "3")])
     assert config.method == names["Companion"](reach=3)
 
 

@@ -185,6 +185,16 @@ def test_wrong_batches():
         engine.step(images, labels.tolist())
     with pytest.raises(UserError, match=r"learning_rate = nan must be a finite number"):
         engine.learning_rate = float("nan")
+    with pytest.raises(UserError, match=r"learning_rate = '0.1' must be a finite number"):
+        engine.learning_rate = "0.1"
+    with pytest.raises(UserError, match=r"must hold \(images, labels\) pairs: write \[\(images, labels\)\]"):
+        engine.evaluate((images, labels))
+    with pytest.raises(UserError, match=r"method = MLAAN is a class: give an object of it, MLAAN\(\)"):
+        Engine(CifarResNet(20), MLAAN)
+    with pytest.raises(UserError, match=r"input_shape = 32 must be \(C, H, W\)"):
+        Engine(CifarResNet(20), input_shape=32)
+    with pytest.raises(UserError, match=r"method = 'companion' must be one of .*; your own: import its module first"):
+        Engine(CifarResNet(20), "companion")
     with pytest.raises(UserError, match="label 10 is not from 0 to 9"):
         engine.step(images, labels.clamp(max=9) * 0 + 10)
     with pytest.raises(UserError, match=r"images are torch.uint8, the model's weights torch.float32"):

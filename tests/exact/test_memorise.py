@@ -93,4 +93,6 @@ CASES = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.long) for
 @pytest.mark.parametrize("setting", [RESNET50, VIT_S], ids=lambda setting: setting.name)
 @pytest.mark.parametrize("name", CASES)
 def test_large_nets(name, setting):
+    if setting is VIT_S and name in ("infopro", "mlaan"):  # the last image comes late
+        setting = replace(VIT_S, steps=300, fall=0.992)
     assert memorised(setting, VARIANTS[name]) > 0.99

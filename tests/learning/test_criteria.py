@@ -88,7 +88,9 @@ def normal(*shape, seed=0):
 
 
 @every_batch
-@pytest.mark.parametrize("shape", [(6, 3, 2), (3, 2, 2), (6, 1, 1)], ids=["deviations", "few_channels", "one_pixel"])
+@pytest.mark.parametrize(
+    "shape", [(6, 3, 2), (4, 3, 2), (3, 2, 2), (6, 1, 1)], ids=["deviations", "fewest", "few_channels", "one_pixel"]
+)
 def test_similarity_matching_equals_the_loop(labels, shape):
     features = normal(len(labels), *shape)
     assert_same(
@@ -175,6 +177,8 @@ def test_images_are_unnormalised_and_reconstructed():
     mean, deviation = (torch.tensor(v)[:, None, None] for v in normalisation)
     images = (pixels - mean) / deviation
     restored = unnormalised(images, normalisation)
+    outside = unnormalised(torch.tensor([-9.0, 9.0])[:, None, None, None].repeat(1, 3, 1, 1), normalisation)
+    assert outside.flatten(1).tolist() == [[0.0] * 3, [1.0] * 3]
     torch.testing.assert_close(restored, pixels)
     assert restored.min() >= 0
     assert restored.max() <= 1

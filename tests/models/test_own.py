@@ -90,7 +90,7 @@ def test_on_the_meta_device(folder):
 @pytest.mark.parametrize(
     ("name", "arguments", "before", "says"),
     [
-        ("none.py:make", "", "pass", r"'none.py:make': there is no file .*none.py"),
+        ("none.py:make", "", "pass", r"no file .*none.py: run this from the folder it was trained in, or give"),
         ("net.py", "", "pass", r"'net.py' names no function: write FILE.py:FUNCTION"),
         ("net.py:build", "num_classes, in_channels", "pass", r"has no function 'build', but convolution, head, make"),
         ("net.py:make", "num_classes, in_channels, depth", "pass", r"must have depth: it is given only num_classes"),

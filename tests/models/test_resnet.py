@@ -52,6 +52,21 @@ def test_grey_images_and_other_class_counts():
 def test_images_that_do_not_fit():
     with pytest.raises(UserError, match=r"images of 1x32x32 .* do not fit resnet20"):
         build("resnet20", 10).block_shapes((1, 32, 32))
+    with pytest.raises(UserError, match=r"images of 8x3x32x32 \(C x H x W, without the batch\) do not fit resnet20"):
+        build("resnet20", 10).block_shapes((8, 3, 32, 32))
+
+
+def test_a_block_that_does_not_take_what_comes_before_it_is_named():
+    backbone = build("resnet20", 10)
+    backbone.blocks[8].module.conv1 = torch.nn.Conv2d(48, 64, 3)
+    says = r"^model = resnet20: block 3.2 does not take the \(64, 8, 8\) that comes before it, for images of 3x32x32: "
+    with pytest.raises(UserError, match=says) as caught:
+        backbone.block_shapes((3, 32, 32))
+    assert "\n" not in str(caught.value)
+    backbone = build("resnet20", 10)
+    backbone.last_layer.weight = torch.nn.Parameter(torch.zeros(10, 48))
+    with pytest.raises(UserError, match=r"resnet20: classifier does not take the \(64, 8, 8\) that comes before it"):
+        backbone.block_shapes((3, 32, 32))
 
 
 def test_wide_and_grouped_nets_do_not_go_by_a_plain_ones_name():

@@ -93,6 +93,27 @@ def test_a_forward_that_does_more_in_training_alone_is_found_out():
         as_backbone(WithAuxiliary(), IMAGES)
 
 
+def test_parts_outside_the_net_change_their_mode_with_it():
+    """A part may wrap what the net calls by itself; then it is none of the net's modules."""
+
+    class Thins(nn.Module):
+        def forward(self, h):
+            return nn.functional.dropout(h, 0.5, self.training)
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.classifier = convolution(3, 4), head(4)
+
+        def forward(self, images):
+            return self.classifier(nn.functional.dropout(self.stem(images), 0.5, self.training))
+
+    net = Whole()
+    as_backbone(Backbone(net, net.stem, [Thins()], net.classifier), IMAGES)
+    with pytest.raises(UserError, match="in training mode"):
+        as_backbone(Backbone(net, net.stem, [nn.Identity()], net.classifier), IMAGES)
+
+
 def test_random_numbers_and_buffers_make_no_difference():
     class Counts(nn.Module):
         """As spectral norm does: every training pass moves what the next one reads."""

@@ -32,6 +32,14 @@ def test_shuffled_labels_give_chance():
     assert probe.top1(features[2000:], shuffled[2000:]) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
 
 
+def test_an_image_gets_one_answer_whatever_comes_with_it():
+    features, labels = clusters(240, 8, 5, distance=2)
+    probe = fit(features, labels, 5)
+    others = features[:7] + features.std(0)  # of another mean than those of the fit
+    one_by_one = torch.cat([probe.logits(row[None]) for row in others])
+    torch.testing.assert_close(probe.logits(others), one_by_one)
+
+
 @pytest.mark.parametrize("l2", [1e-4, 1e-2])
 def test_scikit_learn_finds_the_same_weights(l2):
     from sklearn.linear_model import LogisticRegression

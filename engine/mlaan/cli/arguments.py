@@ -67,12 +67,12 @@ example
 TABLE = """\
 examples
   mlaan table configs/paper/cifar10/resnet32_k8_*.toml        a published table's rows, with three seeds each
-  mlaan table configs/paper/svhn --seeds 0 --train.epochs 2 --optim.warmup_epochs 0   a quick look at all rows
+  mlaan table configs/paper/svhn --seeds 0 --train.epochs 2 --optim.warmup_epochs 0 --folder runs/look   a quick look
   mlaan table configs/paper/svhn --only-print                 what there is so far; --json for a program
 
 Each config with each seed is a run, FOLDER/<config>-seed<N>. Interrupted (Ctrl-C, a kill, a power cut), the same
 command goes on: finished runs are kept, stopped ones resumed to the same bits, missing ones started. Other settings
-than those of the files are written as for `mlaan train` and need a --folder of their own.
+than those of the files are written as for `mlaan train`, need a --folder of their own and leave out what is published.
 """
 
 PROBE = """\

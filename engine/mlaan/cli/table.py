@@ -15,6 +15,7 @@ from mlaan.table.runs import Run
 from mlaan.table.show import as_data, as_text
 
 _OWN = {"train.seed": "--seeds", "run.folder": "--folder"}
+_SAME_RECIPE = ("train.device", "data.root", "data.workers", "data.download", "run.")
 
 
 def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
@@ -26,6 +27,12 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
         raise UserError(f"--jobs {arguments.jobs} must be at least 1")
     seeds = _seeds(arguments.seeds)
     rows = [_row(file, overrides) for file in expand(arguments.files)]
+    changed = list(dict.fromkeys(key for key, _ in overrides if not key.startswith(_SAME_RECIPE)))
+    if changed and not arguments.folder:
+        raise UserError(
+            f"--{changed[0]} makes other runs than the config files, which must not share their folder: "
+            "add --folder with a folder of their own, such as --folder runs/look"
+        )
     folder = Path(arguments.folder) if arguments.folder else Path("runs/table") / _name(rows)
     runs = [
         Run(row, seed, RunFolder(folder / f"{row.file.stem}-seed{seed}")) for seed in seeds for row in rows
@@ -37,8 +44,8 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     else:
         outcome = train(folder, runs, overrides, arguments.jobs, _say)
         status = 128 + outcome.signal_number if outcome.signal_number else int(bool(outcome.failed))
-    table = as_data(runs)
-    print(json.dumps(table, indent=2) if arguments.json else as_text(table))
+    table = as_data(runs, changed)
+    print(json.dumps(table, indent=2) if arguments.json else as_text(table, changed))
     if status > 1:
         _say(f"stopped: the same command goes on, in {folder}")
     return status

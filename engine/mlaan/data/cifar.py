@@ -95,10 +95,14 @@ class CIFAR100(_Cifar, DataConfig, name="cifar100"):
 
 
 def read_batch(path: Path, key: str, classes: int) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of one pickled batch; raises Damaged."""
+    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of one pickled batch.
+
+    The entries' names may be bytes, as where Python 3 read a file of Python 2 and wrote it again. Raises Damaged.
+    """
     content = BytesIO(path.read_bytes())
     try:
-        entries = _ArraysOnly(content, encoding="latin1").load()
+        pickled = _ArraysOnly(content, encoding="latin1").load()
+        entries = {name.decode() if isinstance(name, bytes) else name: value for name, value in pickled.items()}
         images, labels = entries["data"], np.asarray(entries[key], dtype=np.int64)
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         raise Damaged(path, f"{type(error).__name__}: {error}") from None

@@ -67,8 +67,9 @@ class ImageNet(ImageSource, DataConfig, name="imagenet"):
         train, classes = self._files("train")
         test, test_classes = self._files("val")
         if odd := sorted({*classes} ^ {*test_classes}):
+            there, lacking = ("train", "val") if odd[0] in classes else ("val", "train")
             raise UserError(
-                f"data.root = {self.root!r}: the class folder {odd[0]!r} is not in both train and val: "
+                f"data.root = {self.root!r}: the class folder {odd[0]!r} is in {there}, but not in {lacking}: "
                 "give both the same folders"
             )
         if len(classes) != self.classes:
@@ -95,7 +96,11 @@ class ImageNet(ImageSource, DataConfig, name="imagenet"):
         try:
             found = ImageFolder(str(folder))
         except OSError as error:  # torchvision's own complaints are of this kind too
-            reason = f"{folder} is not there" if not folder.is_dir() else " ".join(str(error).split())
+            reason = " ".join(str(error).split())
+            if not folder.is_dir():
+                reason = f"{folder} is not there"
+                if not folder.is_absolute():
+                    reason += f" (a relative data.root is looked for below the present folder, {Path.cwd()})"
             raise UserError(
                 f"data.root = {self.root!r} must hold train/<class>/*.JPEG and val/<class>/*.JPEG, but {reason}: "
                 "ImageNet (ILSVRC2012) is to be had from image-net.org"

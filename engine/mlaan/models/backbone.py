@@ -96,8 +96,9 @@ class Backbone:
         Computed on the meta device: no arithmetic, no state moved.
 
         Raises:
-            UserError: the images do not fit the network, a block gives no tensor, or it changes its input in place:
-                the output of the block before it, which a head may still read.
+            UserError: the images do not fit the stem, a block or the classifier does not take what comes before it, a
+                block gives no tensor, or it changes its input in place: the output of the block before it, which a
+                head may still read.
         """
         dtype = next(self.net.parameters()).dtype
         h = torch.empty(2, *image_shape, device="meta", dtype=dtype)
@@ -118,6 +119,12 @@ class Backbone:
                 raise UserError(
                     f"{part} of {self.name} changes its input in place: build it with inplace=False"
                 ) from error
-            size = "x".join(map(str, image_shape))
-            raise UserError(f"images of {size} (C x H x W) do not fit {self.name}: {error}".splitlines()[0]) from error
+            images = f"images of {'x'.join(map(str, image_shape))}"
+            if part == "stem":
+                form = "C x H x W" if len(image_shape) == 3 else "C x H x W, without the batch"
+                message = f"{images} ({form}) do not fit {self.name}: {error}"
+            else:
+                before = f"the {tuple(h.shape[1:])} that comes before it"
+                message = f"model = {self.name}: {part} does not take {before}, for {images}: {error}"
+            raise UserError(message.splitlines()[0]) from error
         return shapes

@@ -35,7 +35,10 @@ def own_net(name: str, num_classes: int, image_shape: Sequence[int]) -> nn.Modul
     if not file.endswith(".py") or not function:
         raise UserError(f"model.name = {name!r} names no function: write FILE.py:FUNCTION")
     if not path.is_file():
-        raise UserError(f"model.name = {name!r}: there is no file {path.absolute()}: give its path from this folder")
+        raise UserError(
+            f"model.name = {name!r}: there is no file {path.absolute()}: run this from the folder it was trained in, "
+            "or give its path from this folder"
+        )
     given = {
         "num_classes": num_classes,
         "in_channels": image_shape[0],

@@ -1,5 +1,6 @@
 """The rows of a table: config files, each with its figure in the literature."""
 
+import shlex
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from mlaan.config import Config
 from mlaan.errors import UserError
+from mlaan.run_folder import RunFolder
 
 PUBLISHED = "published.toml"
 """File of published figures: it serves the configs in its own folder and in those below."""
@@ -48,10 +50,13 @@ def expand(files: Iterable[str | Path]) -> list[Path]:
     """The config files meant: a folder means the TOML files right in it, by name.
 
     Raises:
-        UserError: a folder without any, or two files of one name: their runs would share a folder.
+        UserError: a folder without any, a run's folder, or two files of one name: their runs would share a folder.
     """
     found: dict[Path, None] = {}
     for file in map(Path, files):
+        folder = RunFolder(file)
+        if folder.holds_run() and folder.metrics.exists():
+            raise UserError(f"{file} is a run folder: its results: `mlaan report {shlex.quote(str(file))}`")
         inside = [path for path in sorted(file.glob("*.toml")) if path.name != PUBLISHED] if file.is_dir() else [file]
         if not inside:
             below = sorted(path.name for path in file.iterdir() if path.is_dir())

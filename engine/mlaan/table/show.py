@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from mlaan.table.rows import Published
 from mlaan.table.runs import Run
 
 NOTES = {
@@ -13,19 +14,20 @@ NOTES = {
 }
 
 
-def as_data(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def as_data(runs: Sequence[Run], changed: Sequence[str] = ()) -> list[dict[str, Any]]:
     """One entry per row, in the order of their first run.
 
-    error and spread are in percent and None without enough finished runs; images_per_second and seconds are
-    means over the finished runs.
+    `changed` are the settings that make the runs another recipe than their files': then no published figure stands
+    beside them. error and spread are in percent and None without enough finished runs; images_per_second and seconds
+    are means over the finished runs.
     """
     by_row: dict[str, list[Run]] = {}
     for run in runs:
         by_row.setdefault(run.row.label, []).append(run)
-    return [_row(label, group) for label, group in by_row.items()]
+    return [_row(label, group, Published() if changed else group[0].row.published) for label, group in by_row.items()]
 
 
-def _row(label: str, runs: Sequence[Run]) -> dict[str, Any]:
+def _row(label: str, runs: Sequence[Run], published: Published) -> dict[str, Any]:
     row = runs[0].row
     seeds = {run.seed: _seed(run) for run in runs}
     finished = [seed for seed in seeds.values() if seed["state"] == "finished"]
@@ -33,10 +35,10 @@ def _row(label: str, runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "row": label,
         "config": str(row.file),
-        "published_error": row.published.error,
-        "published_memory_gb": row.published.memory_gb,
-        "source": row.published.source,
-        "secondary": row.published.secondary,
+        "published_error": published.error,
+        "published_memory_gb": published.memory_gb,
+        "source": published.source,
+        "secondary": published.secondary,
         "error": mean(errors) if errors else None,
         "spread": stdev(errors) if len(errors) > 1 else None,
         "n": len(errors),
@@ -66,8 +68,8 @@ def _seed(run: Run) -> dict[str, Any]:
     }
 
 
-def as_text(rows: Sequence[dict[str, Any]]) -> str:
-    """The table of `as_data`'s rows, with the words it needs below it."""
+def as_text(rows: Sequence[dict[str, Any]], changed: Sequence[str] = ()) -> str:
+    """The table of `as_data`'s rows, with the words it needs below it; `changed` as there."""
     cells = [["row", "published %", "ours %", "n", "epochs", "img/s", "so far"]]
     cells += [_cells(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -78,6 +80,8 @@ def as_text(rows: Sequence[dict[str, Any]]) -> str:
     notes = {"ours": f"{NOTES['ours']}; ± is {NOTES['spread']}"}
     if any(row["secondary"] for row in rows):
         notes["(n)"] = NOTES["(n)"]
+    if changed:
+        notes["-"] = f"published figures are left out: these runs have settings of their own, {', '.join(changed)}"
     return "\n".join([*lines, "", *(f"{name:<4}  {text}" for name, text in notes.items())])
 
 

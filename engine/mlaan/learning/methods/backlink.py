@@ -19,7 +19,7 @@ class BackLink(MethodConfig, name="backlink"):
     c_i is DGL's is our choice.
     """
 
-    reach: int = setting(2, "modules that a loss reaches back through, its own included")
+    reach: int = setting(2, "modules that a loss reaches back through, its own included; more than there are: all")
     base: BaseName = setting("dgl", "auxiliary classifier and loss: light (pool + linear), or those of a method")
 
     def __post_init__(self) -> None:

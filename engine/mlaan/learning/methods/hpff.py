@@ -33,7 +33,9 @@ class HPFF(MethodConfig, name="hpff"):
 
     base: BaseName = setting("dgl", "auxiliary classifier and loss: light (pool + linear), or those of a method")
     patches: int = setting(2, "n, patches along each side; 1 reads the features as they are")
-    reach: int = setting(2, "modules that a cascaded loss reaches back through, its own included")
+    reach: int = setting(
+        2, "modules that a cascaded loss reaches back through, its own included; more than there are: all"
+    )
     independent_weight: float = setting(0.001, "w_x, weight of the independent losses")
     cascaded_weight: float = setting(0.999, "w_y, weight of the cascaded losses")
 

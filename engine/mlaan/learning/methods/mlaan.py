@@ -39,7 +39,9 @@ class MLAAN(MethodConfig, name="mlaan"):
     base: BaseName = setting("light", "auxiliary classifier and loss: light (pool + linear), or those of a method")
     mlm: bool = setting(True, "independent and cascaded losses; false: one loss of reach 1 per module")
     lam: bool = setting(True, "leap networks before the cascaded loss; false: the base alone, as preset light")
-    reach: int = setting(2, "modules that a cascaded loss reaches back through, its own included")
+    reach: int = setting(
+        2, "modules that a cascaded loss reaches back through, its own included; more than there are: all"
+    )
     independent_weight: float = setting(0.001, "w_x, weight of the independent losses")
     cascaded_weight: float = setting(0.999, "w_y, weight of the cascaded losses")
     leap: Literal["auto", "own", "stage", "live"] = setting(
