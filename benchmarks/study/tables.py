@@ -71,7 +71,7 @@ def costs(results: Results) -> str:
         "trained, M",
         "twins, M",
         "predicted peak, MiB, float32",
-        "/ end-to-end",
+        "/ plain",
     ]
     head += ["measured peak, MiB", "/ plain", "ms", "time / plain (least to greatest)"]
     return _table(head, rows, left=1)
