@@ -39,7 +39,7 @@ types: setup
 	@$(BIN)/basedpyright --warnings
 
 unit: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 bench: setup  ## our schedule beside end-to-end, checkpointing and the two-path schedule, in one run
 	@$(BIN)/python -m benchmarks.steps $(ARGS)

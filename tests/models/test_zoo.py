@@ -109,6 +109,8 @@ def test_an_unknown_name_gives_the_nearest(name, near):
 def test_a_strange_name_gives_all():
     with pytest.raises(UserError, match=r"choose from resnet20, .*vit_b_16, timm:NAME or FILE.py:FUNCTION"):
         build("?", 10)
+    with pytest.raises(UserError, match=r"so did you mean 'my_model.py:make'\?"):
+        build("my_model:make", 10)
 
 
 def test_the_same_seed_gives_the_same_weights():

@@ -107,8 +107,12 @@ def _published(backbone: Backbone, modules: int) -> Partition:
         return Partition(tuple(range(modules)), modules)
     if not ends or not position.keys() >= set(ends.split()):
         known = sorted(k for name, k in PUBLISHED_ENDS if name == backbone.name)
-        fix = f"it has one for {known} modules" if known else "it has none: use even, flops or bytes"
-        fix += " (where every block is a module the papers count the stem as one more: their 16, 34, 51, 55 less one)"
+        fix = "it has none: use even, flops or bytes"
+        if known:
+            fix = (
+                f"it has one for {known} modules (where every block is a module the papers count the stem as one more: "
+            )
+            fix += "their 16, 34, 51, 55 less one)"
         raise UserError(f"partition.cuts = 'published' gives no cut of {backbone.name} in {modules} modules: {fix}")
     return Partition((0, *(position[end] + 1 for end in ends.split()[:-1])), len(backbone.blocks))
 

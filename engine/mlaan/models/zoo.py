@@ -73,6 +73,9 @@ def build(
 
 
 def _hint(name: str) -> str:
+    file, colon, function = name.partition(":")
+    if colon:
+        return f"a net of your own is FILE.py:FUNCTION, so did you mean {f'{file}.py:{function}'!r}?"
     near = difflib.get_close_matches(name, BACKBONES, n=3)
     if near:
         return f"did you mean {any_of([*map(repr, near)])}?"
