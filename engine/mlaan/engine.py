@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
+from numbers import Real
 from typing import Any, cast
 
 import torch
@@ -246,9 +247,9 @@ class Engine:
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
-        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        if not isinstance(value, Real) or not 0 <= value < math.inf:
             raise UserError(f"learning_rate = {value!r} must be a finite number, 0 or more")
-        self.optimizer.learning_rate = value
+        self.optimizer.learning_rate = float(value)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a later step depends on: backbone, heads with twins, momenta, learning rate.

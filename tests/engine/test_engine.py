@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -185,6 +186,8 @@ def test_wrong_batches():
         engine.step(images, labels.tolist())
     with pytest.raises(UserError, match=r"learning_rate = nan must be a finite number"):
         engine.learning_rate = float("nan")
+    engine.learning_rate = np.float32(0.25)
+    assert type(engine.state_dict()["learning_rate"]) is float  # as loading wants it
     with pytest.raises(UserError, match=r"learning_rate = '0.1' must be a finite number"):
         engine.learning_rate = "0.1"
     with pytest.raises(UserError, match=r"must hold \(images, labels\) pairs: write \[\(images, labels\)\]"):

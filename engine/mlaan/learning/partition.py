@@ -109,10 +109,8 @@ def _published(backbone: Backbone, modules: int) -> Partition:
         known = sorted(k for name, k in PUBLISHED_ENDS if name == backbone.name)
         fix = "it has none: use even, flops or bytes"
         if known:
-            fix = (
-                f"it has one for {known} modules (where every block is a module the papers count the stem as one more: "
-            )
-            fix += "their 16, 34, 51, 55 less one)"
+            fix = f"it has one for {known} modules (where every block is a module the papers count the stem as one "
+            fix += "more: their 16, 34, 51, 55 less one)"
         raise UserError(f"partition.cuts = 'published' gives no cut of {backbone.name} in {modules} modules: {fix}")
     return Partition((0, *(position[end] + 1 for end in ends.split()[:-1])), len(backbone.blocks))
 

@@ -117,7 +117,7 @@ def require_same_logits(view: Backbone, image_shape: Sequence[int]) -> None:
         for training in (False, True):
             for part in parts:
                 part.train(training)
-            theirs, ours = (_seeded(net, images, buffers) for net in (view.net, view))
+            theirs, ours = (_from_the_same_state(net, images, buffers) for net in (view.net, view))
             _require_same(view, theirs, ours, "training" if training else "evaluation")
     except UserError:
         raise
@@ -132,14 +132,13 @@ def require_same_logits(view: Backbone, image_shape: Sequence[int]) -> None:
             module.training = training
 
 
-def _seeded(
+def _from_the_same_state(
     net: Callable[[torch.Tensor], Any], images: torch.Tensor, buffers: Mapping[torch.Tensor, torch.Tensor]
 ) -> Any:
-    """What `net` gives for the images, at each call with the same random numbers and buffers."""
+    """What `net` gives for the images, with the same random numbers and buffers at each call."""
     for buffer, value in buffers.items():
         buffer.copy_(value)
-    with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        torch.manual_seed(0)
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):  # puts back what the call has drawn
         return net(images.clone())
 
 
