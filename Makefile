@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test unit lint types bench gpu clean
+.PHONY: help setup train test unit lint types bench kernels gpu clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ unit: setup
 
 bench: setup  ## our schedule beside end-to-end, checkpointing and the two-path schedule, in one run
 	@$(BIN)/python -m benchmarks.steps $(ARGS)
+
+kernels: setup  ## compile every Triton kernel for sm_80 and sm_90 and refresh docs/kernels.md; no GPU needed
+	@env -u TRITON_INTERPRET $(BIN)/python -m benchmarks.resources --write $(ARGS)
 
 gpu:  ## the standard round on a GPU machine: its own torch, no network
 	@$(PYTHON) -m benchmarks.gpu $(ARGS)

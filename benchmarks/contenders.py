@@ -15,6 +15,7 @@ from benchmarks.measure import Batch, peak_memory
 from exact.compare import Pair, gap, judge_of
 from mlaan import MLAAN, Backbone, Engine
 from mlaan.learning import cut
+from mlaan_kernels.blocks import fuse
 
 TOLERANCE = 1e-9
 # Small, so that no contender runs off into infinities or denormals, which take another time, on random images.
@@ -69,10 +70,15 @@ class EndToEnd:
     """A plain training step; with more than one segment, all but the last are checkpointed.
 
     As usual with torch.utils.checkpoint, recomputing a segment moves its running statistics once more.
+
+    Args:
+        precision: autocast's dtype; None: the weights' own.
+        fused: run our fused blocks.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, precision: torch.dtype | None = None, fused: bool = False) -> None:
         self.backbone, self.net, self.classifier = backbone, backbone.net.train(), backbone.classifier
+        self.precision, self.fused = precision, fused
         self.split(1)
         self.optimizer = torch.optim.SGD(
             self.net.parameters(), LEARNING_RATE, MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY, fused=True
@@ -101,15 +107,22 @@ class EndToEnd:
 
     def split(self, segments: int) -> None:
         """From now on checkpoint by so many runs of blocks."""
-        self.parts = cut(self.backbone, segments).modules(self.backbone)
+        self.parts: list[Any] = list(cut(self.backbone, segments).modules(self.backbone))
+        if self.fused:
+            self.parts = [fuse(part) for part in self.parts]
+
+    def compile(self) -> None:
+        """From now on run what torch.compile makes of the network."""
+        self.parts = [torch.compile(nn.Sequential(*self.parts))]
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
         """See Contender; returns the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         h = images
-        for part in self.parts[:-1]:
-            h = checkpoint(part, h, use_reentrant=False)
-        loss = F.cross_entropy(self.classifier(self.parts[-1](h)), labels)
+        with torch.autocast(images.device.type, self.precision, enabled=self.precision is not None):
+            for part in self.parts[:-1]:
+                h = checkpoint(part, h, use_reentrant=False)
+            loss = F.cross_entropy(self.classifier(self.parts[-1](h)), labels)
         loss.backward()
         self.optimizer.step()
         return loss.detach()

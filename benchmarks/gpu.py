@@ -1,17 +1,22 @@
-"""The standard round on a GPU machine: its own torch, no network, one command.
+"""The standard round on a GPU machine: its own torch, no network, one command, under ten minutes.
 
     python -m benchmarks.gpu [--dry-run] [--commit ID]
 
-Makes build/gpu-env, an environment that sees this Python's own packages, installs mlaan there, then runs the tests
-marked gpu, the micro benchmarks and the step benchmarks on CUDA. A stage that fails hides no other; the exit code is
-1 if any did. Rows go to benchmarks/results/<date>-<gpu>-<commit>.json. Needs nothing but the standard library.
+Makes build/gpu-env, an environment that sees this Python's own packages, installs mlaan there, then runs on CUDA: the
+tests marked gpu, every kernel under compute-sanitizer, the micro benchmarks, the steps of the big networks. A stage has
+its time and is ended when that is over; one that fails hides no other, and the exit code is 1 if any did. Rows go to
+benchmarks/results/<date>-<gpu>-<commit>.json; at the end stands one table against the design's targets. Needs nothing
+but the standard library.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import site
 import statistics
 import subprocess
@@ -24,20 +29,33 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT
+from benchmarks import ROOT, targets
 
 BUILD = ROOT / "build"
 ENVIRONMENT = BUILD / "gpu-env"
 FACTS, MICRO, STEPS = (BUILD / f"gpu-{name}.json" for name in ("machine", "micro", "steps"))
+TESTS = BUILD / "gpu-tests.xml"
 RESULTS = ROOT / "benchmarks" / "results"
+SANITIZER = "compute-sanitizer"
+WORKERS = 8
+"""Processes for the tests, which wait for Triton's compiler most of the time."""
+SPARE = 30
+"""Seconds that a benchmark is given to end by itself before it is ended."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of the round, run in the repository's root."""
+    """One command of the round, run in the repository's root.
+
+    Attributes:
+        seconds: that it may take.
+        tool: a program without which it is not run.
+    """
 
     name: str
     command: tuple[str, ...]
+    seconds: int
+    tool: str | None = None
 
 
 def stages(commit: str | None = None) -> list[Stage]:
@@ -46,18 +64,48 @@ def stages(commit: str | None = None) -> list[Stage]:
     recorded = ("--commit", commit) if commit else ()
     install = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index")
     test = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    measure = (python, "-m", "benchmarks.steps", "--device", "cuda")
+    parallel = ("-n", str(WORKERS)) if importlib.util.find_spec("xdist") else ()
+    # without torch's own store of memory, so that the tool sees where each tensor ends
+    watch = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", SANITIZER, "--error-exitcode", "1", "--tool")
+    watched = (python, "-m", "benchmarks.sanitized")
+    micro, steps = 120, 145
     return [
         # without pip: this Python's own serves, and making another needs files that some systems pack apart
         Stage(
-            "environment", (sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(ENVIRONMENT))
+            "environment",
+            (sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(ENVIRONMENT)),
+            15,
         ),
-        Stage("install", (*install, "--no-deps", "--no-build-isolation", "-e", ".")),
-        Stage("machine", (python, "-m", "benchmarks.machine", "--device", "cuda", "--json", str(FACTS), *recorded)),
-        Stage("tests", (*test, "-m", "gpu", "tests")),
-        Stage("micro", (*test, "benchmarks/micro", "-k", "cuda", f"--benchmark-json={MICRO}")),
-        Stage("steps", (*measure, "--json", str(STEPS), *recorded)),
+        Stage("install", (*install, "--no-deps", "--no-build-isolation", "-e", "."), 60),
+        Stage("machine", (python, "-m", "benchmarks.machine", "--device", "cuda", "--json", str(FACTS), *recorded), 15),
+        Stage("tests", (*test, *parallel, "-m", "gpu", f"--junitxml={TESTS}", "tests"), 150),
+        Stage("memcheck", (*watch, "memcheck", *watched), 40, SANITIZER),
+        Stage("racecheck", (*watch, "racecheck", *watched), 40, SANITIZER),
+        Stage(
+            "micro",
+            (
+                *(*test, "benchmarks/micro", "-k", "cuda", f"--benchmark-json={MICRO}"),
+                *(f"--tests-report={TESTS}", f"--budget={micro - SPARE}"),
+            ),
+            micro,
+        ),
+        Stage(
+            "steps",
+            (python, "-m", "benchmarks.imagenet", "--budget", str(steps - SPARE), "--json", str(STEPS), *recorded),
+            steps,
+        ),
     ]
+
+
+def find_tool(name: str) -> str | None:
+    """Where a program is, also where CUDA's own folder is not on the PATH."""
+    return shutil.which(name, path=_path())
+
+
+def _path() -> str:
+    # cmake and ninja may live beside this Python
+    here = [str(ENVIRONMENT / "bin"), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    return os.pathsep.join([*here, "/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer"])
 
 
 def share_packages() -> Path:
@@ -74,16 +122,27 @@ def share_packages() -> Path:
 
 
 def run_stage(stage: Stage) -> tuple[bool, float]:
-    """Run a command, its output as it comes; whether it succeeded, and its seconds."""
+    """Run a command, its output as it comes, and end it with all that it started when its time is over.
+
+    Returns:
+        Whether it succeeded, and its seconds.
+    """
     print(f"\n== {stage.name}: {shlex.join(stage.command)}", flush=True)
-    # cmake and ninja may live beside this Python
-    path = os.pathsep.join([str(ENVIRONMENT / "bin"), str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     start = time.monotonic()
     try:
-        good = subprocess.run(stage.command, cwd=ROOT, env=os.environ | {"PATH": path}).returncode == 0
+        process = subprocess.Popen(stage.command, cwd=ROOT, env=os.environ | {"PATH": _path()}, start_new_session=True)
     except OSError as error:
         print(error, file=sys.stderr)
+        return False, time.monotonic() - start
+    try:
+        good = process.wait(stage.seconds) == 0
+    except subprocess.TimeoutExpired:
+        print(f"{stage.name}: ended, its {stage.seconds} s are over", file=sys.stderr)
         good = False
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return good, time.monotonic() - start
 
 
@@ -112,21 +171,21 @@ def write(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """All rows in one table; ratios are medians."""
     lines = [
-        f"{'':<44}{'ms p20':>9}{'p50':>9}{'p80':>9} |{'time / e2e':>11}{'/ two-path':>11} |"
-        f"{'FLOPs / e2e':>12} |{'peak / e2e':>11} | floor reached"
+        f"{'':<70}{'ms p20':>9}{'p50':>9}{'p80':>9} |{'time / e2e':>11}{'/ fused e2e':>12}{'/ two-path':>11} |"
+        f"{'peak / e2e':>11} | floor's speed"
     ]
     for row in rows:
-        times = "".join(f"{value:9.2f}" for value in row["ms"].values())
-        line = f"{row['case']} {row.get('contender', '')}".ljust(44) + times + " |"
-        if row["benchmark"] == "steps":
-            ratios = [row["time_ratio"][other]["median"] for other in ("end-to-end", "two-path")]
-            line += f"{ratios[0]:11.2f}{ratios[1]:11.2f} |{row['flops_ratio']['end-to-end']:12.2f} |"
-            line += f"{row['peak_ratio']['end-to-end']:11.2f} |"
-        else:
-            share = f"{row['share']:.0%} of copy bandwidth" if "share" in row else ""
-            line += f"{'':22} |{'':12} |{'':11} | {share}"
-        lines.append(line)
+        times = "".join(f"{value:9.3f}" for value in row["ms"].values())
+        line = f"{row['case']} {row['contender']}" if row["benchmark"] != "micro" else row["case"]
+        ratios = [row.get("time_ratio", {}).get(rival) for rival in ("end-to-end", "end-to-end fused", "two-path")]
+        cells = [_cell(ratio and ratio["median"], width) for ratio, width in zip(ratios, (11, 12, 11), strict=True)]
+        line = f"{line:<70}{times} |{''.join(cells)} |{_cell(row.get('peak_ratio', {}).get('end-to-end'), 11)} |"
+        lines.append(line + (f" {row['share']:.0%}" if "share" in row else ""))
     return "\n".join(lines)
+
+
+def _cell(value: float | None, width: int) -> str:
+    return " " * width if value is None else f"{value:{width}.2f}"
 
 
 def main(arguments: Sequence[str] | None = None, run: Callable[[Stage], tuple[bool, float]] = run_stage) -> int:
@@ -143,15 +202,21 @@ def main(arguments: Sequence[str] | None = None, run: Callable[[Stage], tuple[bo
     if obstacle := _obstacle():
         print(f"no GPU round: {obstacle}", file=sys.stderr)
         return 1
-    for leftover in (FACTS, MICRO, STEPS):
+    for leftover in (FACTS, MICRO, STEPS, TESTS):
         leftover.unlink(missing_ok=True)
     share_packages()
-    outcomes = {stage.name: run(stage) for stage in planned}
+    outcomes = {}
+    for stage in planned:
+        if stage.tool and not find_tool(stage.tool):
+            outcomes[stage.name] = f"not run: {stage.tool} is not on this machine"
+            continue
+        good, seconds = run(stage)
+        outcomes[stage.name] = f"{'passed' if good else 'FAILED'} in {seconds:.0f} s"
     rows = collect()
-    print(f"\n{write(rows, options.results)}\n\n{table(rows)}\n")
-    for name, (good, seconds) in outcomes.items():
-        print(f"{name:<12} {'passed' if good else 'FAILED'} in {seconds:.0f} s")
-    return int(not all(good for good, _ in outcomes.values()))
+    print(f"\n{write(rows, options.results)}\n\n{table(rows)}\n\n{targets.table(rows)}\n")
+    for name, outcome in outcomes.items():
+        print(f"{name:<12} {outcome}")
+    return int(any(outcome.startswith("FAILED") for outcome in outcomes.values()))
 
 
 def _obstacle() -> str | None:

@@ -2,14 +2,13 @@
 
     pytest benchmarks/micro/test_sgd_update.py
 
-Every row is first checked against the reference at this very size in the same run; a wrong result is a failure,
-never a time. The floor is the row's bytes (README of the operator) over the bandwidth of a large in-place sum
-here: on a CPU a plain copy also reads what it overwrites, so its bandwidth would flatter.
+There is no row unless the operator's tests pass in the same run, and every form is first checked against the reference
+at this very size; a wrong result is a failure, never a time. The floor is the row's bytes (README of the operator) over
+the bandwidth that `harness.Machine` measures.
 """
 
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import pytest
@@ -17,6 +16,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from benchmarks.micro.harness import Machine, clock
 from mlaan_kernels.library import NativeUnavailableError
 from mlaan_kernels.sgd_update import Twin, sgd_update
 
@@ -80,27 +80,17 @@ def expected(device: str) -> list[Tensor]:
     return judge.results()
 
 
-@pytest.fixture(scope="module")
-def bandwidth(device: str) -> float:
-    """Bytes per second, read and written, of adding 512 MB to as much: the median of ten."""
-    source, target = (torch.ones(2**27, device=device) for _ in range(2))
-    seconds = []
-    for _ in range(12):
-        wait(device)
-        start = time.perf_counter()
-        target.add_(source)
-        wait(device)
-        seconds.append(time.perf_counter() - start)
-    return 3 * source.nbytes / statistics.median(seconds[2:])
-
-
-def wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 @pytest.mark.parametrize("name", ["native", "fused", "foreach", "reference"])
-def test_resnet50(name: str, device: str, expected: list[Tensor], bandwidth: float, benchmark, capsys) -> None:
+def test_resnet50(
+    name: str,
+    device: str,
+    expected: list[Tensor],
+    admit: Callable[[str, str], None],
+    machine: Callable[[str], Machine],
+    benchmark,
+    capsys,
+) -> None:
+    admit("sgd_update", device)
     contender = Contender(name, device)
     try:
         contender.step()
@@ -110,16 +100,13 @@ def test_resnet50(name: str, device: str, expected: list[Tensor], bandwidth: flo
     for result, right in zip(contender.results(), expected, strict=True):
         if not torch.allclose(result, right, rtol=1e-5, atol=1e-6):
             pytest.fail(f"{name} is wrong by up to {(result - right).abs().max():.1e}: no time for it")
-
-    def once() -> None:
-        contender.step()
-        wait(device)
-
-    benchmark.pedantic(once, rounds=20, warmup_rounds=3)
+    bandwidth = machine(device).bandwidth
+    benchmark._timer = partial(clock, device)  # the device is known only now
+    benchmark.pedantic(contender.step, rounds=20, warmup_rounds=3)
     size = BYTES_PER_PARAMETER * sum(param.numel() for param in contender.params)
     median = benchmark.stats.stats.median
     share = size / median / bandwidth
-    benchmark.extra_info.update(bytes=size, bandwidth=bandwidth, share=share)
+    benchmark.extra_info.update(operator="sgd_update", contender=name, bytes=size, bandwidth=bandwidth, share=share)
     with capsys.disabled():
         print(
             f"\n{name} on {device}, {torch.get_num_threads()} threads: {median * 1e3:.2f} ms for "

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfig, TrainConfig, make
 from mlaan.errors import UserError
-from mlaan.execute import Autocast, AutogradModule, BatchCheck, EagerExecutor, ModuleState
+from mlaan.execute import Autocast, BatchCheck, EagerExecutor, HeadCalls, ModuleState, choose_kernels, make_work
 from mlaan.learning import Method, Normalisation, Site, cut
 from mlaan.models import Backbone, as_backbone, borrowed
 from mlaan.optim.sgd import SGD
 from mlaan.plan import build_graph, head_homes, make_plan
 from mlaan.plan.report import Planned, report
+from mlaan_kernels.blocks import Settings
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Engine:
             1), for methods that rebuild the image.
         precision: "float32" keeps the weights' own; "bfloat16" runs modules and heads under autocast, while weights,
             losses and updates stay as they are.
-        channels_last: lay weights and images out as (N, H, W, C) in memory.
+        channels_last: lay weights and images out as (N, H, W, C) in memory; Triton kernels have it so in any case.
+        kernels: "auto", "reference" or "triton"; see `TrainConfig`. `engine.kernels` tells what it came to.
         learning_rate, momentum, nesterov, weight_decay: see `OptimConfig`. `engine.learning_rate` may be set
             before any step.
         options: fields of the named method's config, such as `reach=3`.
@@ -91,6 +93,7 @@ class Engine:
         normalisation: Normalisation | None = None,
         precision: str = "float32",
         channels_last: bool = False,
+        kernels: str = "auto",
         learning_rate: float = 0.05,
         momentum: float = 0.9,
         nesterov: bool = True,
@@ -123,7 +126,7 @@ class Engine:
         partition = make(
             PartitionConfig, "partition", modules=modules, cuts=cuts if isinstance(cuts, str) else tuple(cuts)
         )
-        layout = make(TrainConfig, "train", precision=precision, channels_last=channels_last)
+        layout = make(TrainConfig, "train", precision=precision, channels_last=channels_last, kernels=kernels)
         backbone = as_backbone(model, tuple(input_shape))
         self._assemble(backbone, chosen, partition, memory, optim, layout, tuple(input_shape), normalisation)
 
@@ -168,10 +171,16 @@ class Engine:
         self.supervision.check(len(modules))
         self.heads = nn.ModuleList(_extra_heads(self.supervision.losses, backbone))
         self.heads.to(example)
-        if train.channels_last:  # after all weights are drawn: the same seed then gives the same ones in any layout
+        self.kernels = choose_kernels(train.kernels, example, train.precision)
+        channels_last = train.channels_last or self.kernels == "triton"
+        if channels_last:  # after all weights are drawn: the same seed then gives the same ones in any layout
             for net in (backbone.net, self.heads):
                 cast(Any, net).to(memory_format=torch.channels_last)
         self.autocast = _autocast(train.precision, example)
+        self.dtype: torch.dtype = example.dtype if train.precision == "float32" else getattr(torch, train.precision)
+        self.settings = None
+        if self.kernels == "triton" or memory.recompute == "fused":
+            self.settings = Settings(self.dtype, self.kernels, keep_activations=memory.recompute == "none")
         graph = build_graph(len(modules), self.supervision, modules)
         self.plan = make_plan(graph, memory.schedule, memory.window, memory.recompute)
         self.loss_names = tuple(loss.name for loss in self.supervision.losses)
@@ -181,13 +190,14 @@ class Engine:
         self.executor = EagerExecutor(
             self.plan,
             self.supervision,
-            [AutogradModule(module, self.autocast) for module in modules],
+            make_work(modules, self.settings, self.autocast),
             [ModuleState(module, self._moves(i, module)) for i, module in enumerate(modules)],
             self.optimizer.update,
-            self.autocast,
+            HeadCalls(self.supervision.losses, self.autocast, self.settings),
+            self.kernels,
         )
         self.batch_check = BatchCheck(
-            backbone, self.partition, self.supervision, input_shape, channels_last=train.channels_last
+            backbone, self.partition, self.supervision, input_shape, channels_last=channels_last
         )
         self._train_mode()
 
@@ -295,7 +305,7 @@ class Engine:
 
     def describe(self, batch: int) -> dict[str, Any]:
         """The step plan's figures for a batch, as plain data; `mlaan.plan.report.as_text` puts it in lines."""
-        return report(Planned(self.site, self.supervision, self.plan, batch))
+        return report(Planned(self.site, self.supervision, self.plan, batch, self.dtype, self.settings))
 
     def signature(self) -> str:
         """Model, cut and method in words: what a state must agree on."""

@@ -1,6 +1,7 @@
 """The GPU round without a GPU: what it would run, and what it makes of the outcomes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,11 @@ import pytest
 from benchmarks import gpu
 
 STEP = {
-    "benchmark": "steps",
-    "case": "resnet32-light",
+    "benchmark": "imagenet",
+    "case": "resnet101-8-light",
     "contender": "ours",
     "ms": {"p20": 1.0, "p50": 2.0, "p80": 3.0},
-    "time_ratio": {"end-to-end": {"median": 1.25}, "two-path": {"median": 0.5}},
-    "flops_ratio": {"end-to-end": 1.15},
+    "time_ratio": {"end-to-end": {"median": 1.25}, "two-path": {"median": 0.4}},
     "peak_ratio": {"end-to-end": 0.41},
     "device": "NVIDIA H100",
     "commit": "abc+changes",
@@ -35,8 +35,9 @@ MICRO = {
 @pytest.fixture
 def round_in(tmp_path, monkeypatch):
     """The round with all its files under a folder of the test."""
-    for name in ("FACTS", "MICRO", "STEPS", "ENVIRONMENT"):
+    for name in ("FACTS", "MICRO", "STEPS", "TESTS", "ENVIRONMENT"):
         monkeypatch.setattr(gpu, name, tmp_path / name)
+    monkeypatch.setattr(gpu, "find_tool", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(gpu, "_obstacle", lambda: None)
     return tmp_path
 
@@ -59,11 +60,12 @@ def play(failing=()):
 def test_dry_run_prints_every_command_and_runs_none(round_in, capsys):
     assert gpu.main(["--dry-run", "--commit", "abc"], run=lambda stage: pytest.fail(f"ran {stage}")) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == len(gpu.stages()) == 6
+    assert len(printed) == len(gpu.stages()) == 8
     text = "\n".join(printed)
     for part in ("venv --system-site-packages", "--no-deps --no-build-isolation", "-m gpu", "benchmarks/micro -k cuda"):
         assert part in text
-    assert "benchmarks.steps --device cuda" in text
+    assert "benchmarks.imagenet --budget" in text
+    assert "compute-sanitizer --error-exitcode 1 --tool racecheck" in text
     assert text.count("--commit abc") == 2
     assert not list(round_in.iterdir())
 
@@ -72,7 +74,14 @@ def test_dry_run_from_the_command_line_needs_the_standard_library_alone():
     root = Path(gpu.__file__).parents[1]
     command = [sys.executable, "-S", "-m", "benchmarks.gpu", "--dry-run"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, len(done.stdout.splitlines())) == (0, 6), done.stderr
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 8), done.stderr
+
+
+def test_the_round_ends_in_ten_minutes():
+    assert sum(stage.seconds for stage in gpu.stages()) < 600
+    for stage in gpu.stages():
+        for budget in re.findall(r"--budget[= ](\d+)", " ".join(stage.command)):
+            assert int(budget) + gpu.SPARE == stage.seconds
 
 
 def test_a_good_round(round_in, capsys):
@@ -86,9 +95,12 @@ def test_a_good_round(round_in, capsys):
     assert micro["ms"] == pytest.approx({"p20": 3.0, "p50": 4.0, "p80": 6.0})
     assert (micro["shape"], micro["dtype"]) == ("25.6 M", "float32")
     printed = capsys.readouterr().out
-    assert "resnet32-light ours" in printed
-    assert "90% of copy bandwidth" in printed
-    assert printed.count("passed") == 6
+    assert "resnet101-8-light ours" in printed
+    assert "90%" in printed
+    assert printed.count("passed") == 8
+    [line] = [line for line in printed.splitlines() if line.startswith("img/s of the two-path schedule")]
+    assert line.split()[-4:] == ["2.00", "3.00", "2.50", "good"]
+    assert "not measured" in printed
 
 
 @pytest.mark.parametrize("failing", ["install", "tests", "machine", "steps"])
@@ -96,19 +108,34 @@ def test_a_failing_stage_hides_no_other(round_in, failing, capsys):
     gpu.STEPS.write_text(json.dumps([STEP]))  # left over from another round
     run, ran = play([failing])
     assert gpu.main(["--results", str(round_in / "results")], run) == 1
-    assert len(ran) == 6
+    assert len(ran) == 8
     [file] = (round_in / "results").iterdir()
     kinds = [row["benchmark"] for row in json.loads(file.read_text())]
-    assert kinds == (["micro"] if failing == "steps" else ["steps", "micro"])
+    assert kinds == (["micro"] if failing == "steps" else ["imagenet", "micro"])
     printed = capsys.readouterr().out
-    assert printed.count("passed") == 5
+    assert printed.count("passed") == 7
     assert f"{failing:<12} FAILED" in printed
 
 
+def test_a_tool_that_is_not_there_is_said_and_no_failure(round_in, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "find_tool", lambda name: None)
+    run, ran = play()
+    assert gpu.main(["--results", str(round_in / "results")], run) == 0
+    assert [stage.name for stage in gpu.stages() if stage.name not in ran] == ["memcheck", "racecheck"]
+    assert "racecheck    not run: compute-sanitizer is not on this machine" in capsys.readouterr().out
+
+
+def test_a_stage_that_takes_too_long_is_ended_with_its_children(round_in, capsys):
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    good, seconds = gpu.run_stage(gpu.Stage("slow", (sys.executable, "-c", code), 1))
+    assert (good, seconds < 20) == (False, True)
+    assert "slow: ended, its 1 s are over" in capsys.readouterr().err
+
+
 def test_a_command_that_fails_is_seen(round_in):
-    good, _ = gpu.run_stage(gpu.Stage("good", (sys.executable, "-c", "")))
-    bad, _ = gpu.run_stage(gpu.Stage("bad", (sys.executable, "-c", "raise SystemExit(3)")))
-    missing, _ = gpu.run_stage(gpu.Stage("missing", (str(round_in / "no-such-program"),)))
+    good, _ = gpu.run_stage(gpu.Stage("good", (sys.executable, "-c", ""), 60))
+    bad, _ = gpu.run_stage(gpu.Stage("bad", (sys.executable, "-c", "raise SystemExit(3)"), 60))
+    missing, _ = gpu.run_stage(gpu.Stage("missing", (str(round_in / "no-such-program"),), 60))
     assert (good, bad, missing) == (True, False, False)
 
 

@@ -1,8 +1,10 @@
-"""Skips, with the reason, the tests that need the native libraries where these cannot be there."""
+"""What the operators' tests share: poisoned memory, and a reason to skip where native libraries cannot be."""
 
 import shutil
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 from mlaan_kernels import library
 
@@ -18,3 +20,11 @@ def native() -> None:
     if cpu.state == "off" or (cpu.state == "missing" and compiler is None):
         pytest.skip(cpu.detail)
     assert cpu.state != "missing", f"{compiler} is here, but the library is not: {cpu.detail}"
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Fresh memory is full of NaN, or of the largest integer: what a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

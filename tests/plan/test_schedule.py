@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mlaan import LocalLoss, Supervision, UserError
+from mlaan.learning import PoolLinear
 from mlaan.plan import Kind, StepPlan, Task, build_graph, make_plan
 
 
@@ -21,12 +22,12 @@ def mlaan_graph(modules, reach):
 
 
 def counts(plan: StepPlan, module):
-    kinds = [step.task.kind.value[0] for step in plan.steps if step.task.module == module]
+    kinds = [task.kind.value[0] for step in plan.steps for task in step.tasks if task.module == module]
     return "".join(kinds)
 
 
 def words(plan):
-    return " ".join(str(step.task).replace(" ", "") for step in plan.steps)
+    return " ".join(str(task).replace(" ", "") for step in plan.steps for task in step.tasks)
 
 
 def test_end_to_end_is_one_ordinary_backward():
@@ -80,7 +81,7 @@ def test_windowed_sweeps_back_when_the_window_is_full():
     plan = make_plan(mlaan_graph(6, 2), "windowed", 4)
     assert words(plan).startswith("Forward(0) Forward(1) Forward(2) Forward(3) Head(3,6)")
     forwards = [i for i, s in enumerate(plan.steps) if s.task.kind is Kind.FORWARD]
-    backwards = {s.task.module: i for i, s in enumerate(plan.steps) if s.task.kind is Kind.BACKWARD}
+    backwards = {t.module: i for i, s in enumerate(plan.steps) for t in s.tasks if t.kind is Kind.BACKWARD}
     # all but the newest are retired before the next forward
     assert max(backwards[m] for m in (0, 1, 2)) < forwards[4] < backwards[3]
     assert plan.window == 4
@@ -124,18 +125,19 @@ def test_every_plan_is_sound(drawn):
     done: set[Task] = set()
     alive: set[int] = set()
     for step in plan.steps:
-        task = step.task
-        assert task not in done or task.kind is Kind.REBUILD
-        assert done.issuperset(plan.graph.needs.get(task, ()))
-        if step.keep or task.kind is Kind.REBUILD:
-            assert task.module not in alive
-            alive.add(task.module)
-        if task.kind in (Kind.PROPAGATE, Kind.BACKWARD):
-            assert task.module in alive
+        for task in step.tasks:
+            assert task not in done or task.kind is Kind.REBUILD
+            assert done.issuperset(plan.graph.needs.get(task, ()))
+            if step.keep or task.kind is Kind.REBUILD:
+                assert task.module not in alive
+                alive.add(task.module)
+            if task.kind in (Kind.PROPAGATE, Kind.BACKWARD):
+                assert task.module in alive
+            done.add(task)
+        assert len({task.module for task in step.tasks}) == 1
+        assert len(alive) <= plan.window
         assert alive.issuperset(step.drops)
         alive -= set(step.drops)
-        assert len(alive) <= plan.window
-        done.add(task)
     assert not alive
     assert done.issuperset(plan.graph.needs)
     if schedule == "lean":
@@ -144,3 +146,26 @@ def test_every_plan_is_sound(drawn):
     assert recompute != "none" or not any(rebuilds)
     assert recompute != "once" or max(rebuilds) <= 1
     assert recompute != "each" or plan.window <= 1
+
+
+def test_a_modules_passes_share_a_step_where_they_can():
+    """In a window Propagate and Backward read what is saved once; lean cannot wait for the last cotangent."""
+    full = make_plan(mlaan_graph(4, 2), "full")
+    together = [step.tasks for step in full.steps if step.task.kind is Kind.PROPAGATE]
+    assert [" ".join(map(str, tasks)) for tasks in together] == [
+        "Propagate(2, 2) Backward(2)",
+        "Propagate(1, 2) Backward(1)",
+    ]
+    lean = make_plan(mlaan_graph(4, 2), "lean")
+    assert all(len(step.tasks) == 1 for step in lean.steps if step.task.kind is Kind.PROPAGATE)
+    rebuilt = make_plan(mlaan_graph(4, 2), "full", 0, "each")
+    assert [rebuilt.rebuilds(m) for m in range(4)] == [1, 1, 1, 0]
+    assert all(step.drops for step in rebuilt.steps if Kind.BACKWARD in {task.kind for task in step.tasks})
+
+
+def test_light_heads_of_one_width_share_a_step():
+    heads = [PoolLinear(4, 10), PoolLinear(4, 10), PoolLinear(8, 10)]
+    losses = [LocalLoss(0, heads[0], kind="a"), LocalLoss(0, heads[1], kind="b"), LocalLoss(1, heads[2])]
+    plan = make_plan(build_graph(2, Supervision(tuple(losses)), [nn.Linear(1, 1) for _ in range(2)]))
+    called = [" ".join(map(str, step.tasks)) for step in plan.steps if step.task.kind is Kind.HEAD]
+    assert called == ["Head(0, 0) Head(0, 1)", "Head(1, 2)"]

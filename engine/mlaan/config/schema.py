@@ -53,8 +53,10 @@ class MemoryConfig:
         "lean", "lean: fewest modules alive; full: all alive; windowed: memory.window of them"
     )
     window: int = setting(0, "live window of the windowed schedule: from the largest reach to the number of modules")
-    recompute: Literal["none", "once", "each"] = setting(
-        "none", "rebuild a module's activations from its input: never, once before its first backward, or for each"
+    recompute: Literal["none", "fused", "once", "each"] = setting(
+        "none",
+        "none: keep all; fused: keep convolutions' and blocks' outputs, rebuild BatchNorm and ReLU in the backward's "
+        "kernels; once, each: keep a module's input, rebuild the rest before its first backward, or for each",
     )
 
     def __post_init__(self) -> None:
@@ -104,7 +106,11 @@ class TrainConfig:
         "float32", "bfloat16: modules and heads run under autocast; weights, losses and updates stay float32"
     )
     channels_last: bool = setting(False, "lay weights and images out as (N, H, W, C): often faster for convolutions")
-
+    kernels: Literal["auto", "reference", "triton"] = setting(
+        "auto",
+        "auto: fused Triton kernels on a GPU, for the blocks and losses that have them; triton: insist on them; "
+        "reference: PyTorch's own",
+    )
     test_every: int = setting(1, "epochs from one test to the next; the last epoch is always tested")
 
     def __post_init__(self) -> None:

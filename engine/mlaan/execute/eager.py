@@ -1,16 +1,18 @@
 """The eager executor: the plan's order, one stream. It is the oracle for all others, and the CPU's path."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from mlaan.execute.heads import accumulate, run_heads
-from mlaan.execute.module import Autocast, Cotangent, ModuleWork
+from mlaan.execute.head_calls import HeadCalls
+from mlaan.execute.heads import accumulate
+from mlaan.execute.module import ModuleWork
 from mlaan.execute.statistics import ModuleState, RandomState
 from mlaan.learning import Supervision
 from mlaan.plan import Kind, Step, StepPlan, Task
+from mlaan_kernels.blocks import Cotangent
+from mlaan_kernels.choice import Implementation, using
 
 
 class EagerExecutor:
@@ -22,7 +24,8 @@ class EagerExecutor:
         work: each local module's work.
         states: each local module's running statistics and buffers.
         update: moves a module's twins and weights by the gradients in `.grad`, and clears these.
-        autocast: the precision of the heads, as the modules' work has it.
+        heads: runs the auxiliary networks.
+        kernels: the form that operators take during a step.
     """
 
     def __init__(
@@ -32,9 +35,11 @@ class EagerExecutor:
         work: Sequence[ModuleWork],
         states: Sequence[ModuleState],
         update: Callable[[int], None],
-        autocast: Autocast = nullcontext,
+        heads: HeadCalls,
+        kernels: Implementation = "reference",
     ) -> None:
-        self.autocast = autocast
+        self.heads = heads
+        self.kernels: Implementation = kernels
         self.plan, self.losses, self.work, self.states, self.update = plan, supervision.losses, work, states, update
         self.rebuilds = [plan.rebuilds(module) for module in range(plan.graph.modules)]
 
@@ -50,9 +55,10 @@ class EagerExecutor:
             The losses (L,), unweighted, and each head's number of right answers (L,), on the device.
         """
         step = _StepState(self, images, labels)
-        for planned in self.plan.steps:
-            if update or planned.task.kind is not Kind.UPDATE:
-                step.run(planned)
+        with using(self.kernels):
+            for planned in self.plan.steps:
+                if update or planned.task.kind is not Kind.UPDATE:
+                    step.run(planned)
         return torch.stack(step.loss_values), torch.stack(step.correct)
 
 
@@ -64,6 +70,7 @@ class _StepState:
         self.graph = executor.plan.graph
         self.inputs: dict[int, Tensor] = {0: images}
         self.outputs: dict[int, Tensor] = {}
+        self.pooled: dict[int, Tensor] = {}
         self.saved: dict[int, object] = {}
         self.random: dict[int, RandomState] = {}
         self.arrived: dict[tuple[int, int], Cotangent] = {}
@@ -86,7 +93,7 @@ class _StepState:
             case Kind.HEAD:
                 self._heads(step.tasks)
             case Kind.PROPAGATE | Kind.BACKWARD:
-                self._carry(task, keep=task.module not in step.drops)
+                self._carry(step.tasks, keep=task.module not in step.drops)
             case Kind.UPDATE:
                 self.executor.update(task.module)
         for module in step.drops:
@@ -99,49 +106,49 @@ class _StepState:
         else:
             del self.inputs[module]
         with self.executor.states[module].moving():
-            y, saved = self.executor.work[module].forward(x, keep)
+            y, saved, pooled = self.executor.work[module].forward(x, keep, module in self.executor.heads.pools)
         if keep:
             self.saved[module] = saved
         if self.heads_left[module]:
             self.outputs[module] = y
+            if pooled is not None:
+                self.pooled[module] = pooled.to(y.dtype)
         if module + 1 < self.graph.modules:
             self.inputs[module + 1] = y
 
     def _rebuild(self, module: int) -> None:
         with self.executor.states[module].frozen(), self.random[module].replayed():
-            _, self.saved[module] = self.executor.work[module].forward(self.inputs[module], True)
+            self.saved[module] = self.executor.work[module].forward(self.inputs[module], True).saved
         self.rebuilds_left[module] -= 1
         if not self.rebuilds_left[module]:
             del self.inputs[module], self.random[module]
 
     def _heads(self, tasks: Sequence[Task]) -> None:
-        """Heads that share a network, in one call for each shape of output among them."""
-        by_shape: dict[torch.Size, list[Task]] = {}
-        for task in tasks:
-            by_shape.setdefault(self.outputs[task.module].shape, []).append(task)
-        for together in by_shape.values():
-            losses = [self.executor.losses[task.index] for task in together]
-            outputs = [self.outputs[task.module] for task in together]
-            results = run_heads(losses, outputs, self.images, self.labels, self.executor.autocast)
-            for task, loss, result in zip(together, losses, results, strict=True):
-                self.loss_values[task.index], self.correct[task.index] = result.loss, result.correct
-                self._arrive(task.module, min(loss.reach, task.module + 1), result.cotangent)
-                self.heads_left[task.module] -= 1
-                if not self.heads_left[task.module]:
-                    del self.outputs[task.module]
+        places = [task.index for task in tasks]
+        results = self.executor.heads.run(places, self.outputs, self.pooled, self.images, self.labels)
+        for task, result in zip(tasks, results, strict=True):
+            self.loss_values[task.index], self.correct[task.index] = result.loss, result.correct
+            self._arrive(task.module, min(self.executor.losses[task.index].reach, task.module + 1), result.cotangent)
+            self.heads_left[task.module] -= 1
+            if not self.heads_left[task.module]:
+                del self.outputs[task.module]
+                self.pooled.pop(task.module, None)
 
-    def _carry(self, task: Task, *, keep: bool) -> None:
-        """Propagate one group, or Backward for all of them (and onward, where the only group goes on)."""
-        module, merged = task.module, self.graph.merged(task.module)
-        backward = task.kind is Kind.BACKWARD
-        groups = self.graph.groups[module] if backward else (task.index,)
-        arrived = [self.arrived.pop((module, n)) if backward else self.arrived[module, n] for n in groups]
-        onward = not backward or merged
-        inputs, grads = self.executor.work[module].backward(
-            self.saved[module], arrived, [onward] * len(groups), backward, keep
-        )
-        if backward:
-            for weight, grad in zip(self.executor.work[module].weights, grads, strict=True):
+    def _carry(self, tasks: Sequence[Task], *, keep: bool) -> None:
+        """Propagates, each with a group of its own, and Backward for the sum of all groups, in one call.
+
+        The only group of a merged module goes on with its Backward.
+        """
+        module = tasks[0].module
+        last = tasks[-1].kind is Kind.BACKWARD
+        groups = self.graph.groups[module] if last else tuple(task.index for task in tasks)
+        onward = {task.index for task in tasks if task.kind is Kind.PROPAGATE}
+        onward |= set(groups) if self.graph.merged(module) else set()
+        arrived = [self.arrived.pop((module, n)) if last else self.arrived[module, n] for n in groups]
+        work = self.executor.work[module]
+        inputs, grads = work.backward(self.saved[module], arrived, [n in onward for n in groups], last, keep)
+        if last:
+            for weight, grad in zip(work.weights, grads, strict=True):
                 accumulate(weight, grad)
         for left, cotangent in zip(groups, inputs, strict=True):
             if cotangent is not None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mlaan.execute.module import Autocast, Cotangent
+from mlaan.execute.module import Autocast
 from mlaan.learning import LocalLoss, PoolLinear, logits_of
 from mlaan.models import borrowed
+from mlaan_kernels.blocks import Cotangent
 
 
 class HeadResult(NamedTuple):

@@ -4,55 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mlaan_kernels.blocks import Cotangent
 
-@dataclass(frozen=True)
-class Cotangent:
-    """Gradient of some losses with respect to a module's output y.
 
-    Attributes:
-        dense: shaped like y, or None.
-        pooled: (N, C), the gradient with respect to the mean of y over its pixels or tokens, or None: what a
-            pooling head gives, never spread out by itself.
-    """
+class Passed(NamedTuple):
+    """What a module's forward gives: its output y, what the backward needs or None, and where it was asked for and came
+    with the pass the mean of y over its pixels (N, C)."""
 
-    dense: Tensor | None = None
+    y: Tensor
+    saved: Any
     pooled: Tensor | None = None
-
-    def __add__(self, other: Cotangent) -> Cotangent:
-        return Cotangent(_add(self.dense, other.dense), _add(self.pooled, other.pooled))
-
-    def like(self, y: Tensor) -> Tensor:
-        """The whole cotangent in the shape of y, (N, C, H, W) or (N, T, C)."""
-        if self.pooled is None:
-            assert self.dense is not None
-            return self.dense
-        if y.ndim == 4:
-            spread = (self.pooled / (y.shape[2] * y.shape[3]))[:, :, None, None]
-        else:
-            spread = (self.pooled / y.shape[1])[:, None]
-        return spread.expand_as(y) if self.dense is None else self.dense + spread
-
-
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return a if b is None else b if a is None else a + b
 
 
 class ModuleWork(Protocol):
-    """The work of one local module; fused blocks implement the same."""
+    """The work of one local module, over autograd for any or by fused kernels."""
 
     @property
     def weights(self) -> Sequence[nn.Parameter]:
         """The weights that `backward` gives gradients for, in order."""
         ...
 
-    def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Any]:
-        """Run the module on x: (output, what the backward needs or None). No autograd graph leaves through either."""
+    def forward(self, x: Tensor, keep: bool, pool: bool = False) -> Passed:
+        """Run the module on x. No autograd graph leaves through the output.
+
+        Args:
+            keep: whether a backward follows.
+            pool: the mean of y is wanted too, if it can be had in the same pass.
+        """
         ...
 
     def backward(
@@ -65,7 +48,7 @@ class ModuleWork(Protocol):
             cotangents: groups kept apart.
             need_input: for each group, whether its cotangent at the input is wanted.
             need_weight: whether the weight gradients for the sum of all groups are wanted.
-            keep: whether `saved` serves another pass after this one.
+            keep: whether `saved` serves another pass after this one; else it may be taken apart.
 
         Returns:
             For each group the cotangent at x, or None; for each weight its gradient, or None where it got none.
@@ -88,14 +71,14 @@ class AutogradModule:
         self.module, self.autocast = module, autocast
         self.weights: list[nn.Parameter] = [p for p in module.parameters() if p.requires_grad]
 
-    def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def forward(self, x: Tensor, keep: bool, pool: bool = False) -> Passed:
         """See ModuleWork. `saved` is the detached input and the output with its graph."""
         x = x.detach()
         with torch.set_grad_enabled(keep), self.autocast():
             if keep and x.is_floating_point():
                 x.requires_grad_()
             y = self.module(x)
-        return y.detach(), (x, y) if keep else None
+        return Passed(y.detach(), (x, y) if keep else None)
 
     def backward(
         self,

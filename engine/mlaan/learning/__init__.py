@@ -2,7 +2,9 @@
 
 from typing import Protocol
 
-from mlaan.learning.heads import PoolLinear
+from mlaan.learning.alike import head_forms, light_shape
+from mlaan.learning.heads import PoolLinear, pool_linear
+from mlaan.learning.leap import LeapNetwork
 from mlaan.learning.methods import DGL, HPFF, MAN, MLAAN, AugLocal, BackLink, EndToEnd, InfoPro, PredSim
 from mlaan.learning.partition import Partition, cut
 from mlaan.learning.site import Normalisation, Site
@@ -18,6 +20,7 @@ __all__ = [
     "Criterion",
     "EndToEnd",
     "InfoPro",
+    "LeapNetwork",
     "LocalLoss",
     "Method",
     "Normalisation",
@@ -29,7 +32,10 @@ __all__ = [
     "Twin",
     "cross_entropy",
     "cut",
+    "head_forms",
+    "light_shape",
     "logits_of",
+    "pool_linear",
 ]
 
 

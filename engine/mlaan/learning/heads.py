@@ -37,6 +37,18 @@ class PoolLinear(nn.Module):
         return self.classify(self.pool(h))
 
 
+def pool_linear(head: nn.Module) -> nn.Linear | None:
+    """The linear layer of a head that is a global average pool and that layer, as a ResNet's own classifier is too."""
+    if isinstance(head, PoolLinear):
+        return head.linear
+    if type(head) is nn.Sequential and len(head) == 3:
+        pool, flatten, linear = head
+        pools = type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1))
+        if pools and type(flatten) is nn.Flatten and flatten.start_dim == 1 and type(linear) is nn.Linear:
+            return linear
+    return None
+
+
 def as_map(h: Tensor) -> Tensor:
     """Features as a map (N, C, H, W), for convolutional heads.
 

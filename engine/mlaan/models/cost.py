@@ -1,7 +1,7 @@
 """What one pass through a piece of network costs: floating-point operations and bytes kept for the backward."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlaan.models.meta import borrowed, on_meta
+from mlaan_kernels.blocks import Settings, fuse
 
 
 @dataclass(frozen=True)
@@ -37,29 +38,28 @@ class ModuleCost:
     parameters: int
 
 
-def measure(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype = torch.float32) -> ModuleCost:
+def measure(
+    module: nn.Module,
+    input_shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    settings: Settings | None = None,
+) -> ModuleCost:
     """Cost of `module` on an input of `input_shape` (batch first), counted on the meta device without arithmetic.
+
+    Args:
+        settings: if given, count the bytes that its fused form keeps, where it has one.
 
     Raises:
         RuntimeError: the module does not take such an input.
     """
     module = on_meta(module)
-    parts = nn.ModuleList([module, *borrowed(module)]).to(dtype)
+    nn.ModuleList([module, *borrowed(module)]).to(dtype)
     x = torch.empty(tuple(input_shape), device="meta", dtype=dtype, requires_grad=True)
     weights = [p for p in module.parameters() if p.requires_grad]
-    own = {_storage(t) for t in [x, *parts.parameters(), *parts.buffers()]}
-    saved: dict[int, int] = {}
-    keep_alive: list[Tensor] = []  # so that no storage's address is used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in own:
-            saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
-            keep_alive.append(tensor)
-        return tensor
-
-    with FlopCounterMode(display=False) as forward, saved_tensors_hooks(pack, lambda t: t):
-        y = module(x)
-    saved.pop(_storage(y), None)
+    with FlopCounterMode(display=False) as forward:
+        y, saved = _run(module, x)
+    if settings is not None:
+        saved = _run(fuse(on_meta(module), replace(settings, implementation="reference")), x)[1]
     cotangent = torch.empty_like(y)
 
     def flops(targets: list[Tensor]) -> int:
@@ -74,11 +74,30 @@ def measure(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype = 
         flops([x]),
         flops([*weights]),
         flops([x, *weights]),
-        sum(saved.values()),
+        saved,
         tuple(y.shape),
         y.numel() * y.element_size(),
         sum(p.numel() for p in weights),
     )
+
+
+def _run(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    """Output, and the bytes that autograd keeps besides it, the input and the weights."""
+    parts = nn.ModuleList([module, *borrowed(module)])
+    own = {_storage(t) for t in [x, *parts.parameters(), *parts.buffers()]}
+    saved: dict[int, int] = {}
+    keep_alive: list[Tensor] = []  # so that no storage's address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in own:
+            saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
+            keep_alive.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda t: t):
+        y = module(x)
+    saved.pop(_storage(y), None)
+    return y, sum(saved.values())
 
 
 def chain(costs: Sequence[ModuleCost]) -> ModuleCost:

@@ -1,12 +1,12 @@
 """The step plan: the task graph of one training step, and the order and lifetimes a schedule gives it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from torch import nn
 
-from mlaan.learning import Supervision
+from mlaan.learning import Supervision, head_forms, light_shape
 from mlaan.models import borrowed
 
 
@@ -52,6 +52,8 @@ class TaskGraph:
         needs: for each task the tasks before it.
         sources: for each (module, reach left) the losses that enter that group at this module.
         heads: for each loss the first loss with the same head.
+        calls: for each loss the first loss whose Head can share a call with its own: see `learning.head_forms`.
+        light: for each loss whether its head is light: `learning.light_shape`.
     """
 
     modules: int
@@ -59,6 +61,8 @@ class TaskGraph:
     needs: Mapping[Task, tuple[Task, ...]]
     sources: Mapping[tuple[int, int], tuple[int, ...]]
     heads: tuple[int, ...]
+    calls: tuple[int, ...]
+    light: tuple[bool, ...]
 
     def merged(self, module: int) -> bool:
         """Whether the module's only group goes on, so that Propagate and Backward are one ordinary backward."""
@@ -90,9 +94,9 @@ def build_graph(modules: int, supervision: Supervision, local_modules: Sequence[
         sources[loss.module, left] = (*sources.get((loss.module, left), ()), index)
         for step in range(left):
             groups[loss.module - step].add(left - step)
-    first = {id(loss.head): index for index, loss in reversed(list(enumerate(losses)))}
-    shared = tuple(first[id(loss.head)] for loss in losses)
-    graph = TaskGraph(modules, tuple(tuple(sorted(g)) for g in groups), {}, sources, shared)
+    shared = _firsts([id(loss.head) for loss in losses])
+    calls, light = _firsts(head_forms(losses)), tuple(light_shape(loss) is not None for loss in losses)
+    graph = TaskGraph(modules, tuple(tuple(sorted(g)) for g in groups), {}, sources, shared, calls, light)
     heads = [Task(Kind.HEAD, loss.module, index) for index, loss in enumerate(losses)]
     needs: dict[Task, tuple[Task, ...]] = {}
     for m in range(modules):
@@ -110,7 +114,13 @@ def build_graph(modules: int, supervision: Supervision, local_modules: Sequence[
     for m, readers in enumerate(_readers(supervision, local_modules)):
         last = graph.passes(m)[-1:]
         needs[Task(Kind.UPDATE, m)] = (Task(Kind.FORWARD, m), *last, *(heads[index] for index in sorted(readers)))
-    return TaskGraph(modules, graph.groups, needs, sources, shared)
+    return replace(graph, needs=needs)
+
+
+def _firsts(keys: Sequence[object]) -> tuple[int, ...]:
+    """For each key the first place where it stands."""
+    first = {key: place for place, key in reversed(list(enumerate(keys)))}
+    return tuple(first[key] for key in keys)
 
 
 def _arrivals(graph: TaskGraph, module: int, left: int) -> tuple[Task, ...]:

@@ -7,19 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mlaan.learning import LocalLoss, Partition, Supervision
+from mlaan.learning import LocalLoss, Partition, Supervision, light_shape
 from mlaan.models import Backbone
 from mlaan.models.cost import ModuleCost, chain, measure
 from mlaan.plan.graph import Kind, Task
 from mlaan.plan.schedule import Step, StepPlan
+from mlaan_kernels.blocks import Settings
 
 
 @dataclass(frozen=True)
 class PlanCosts:
-    """Costs of all parts on one batch: the local modules, and each auxiliary network with its loss."""
+    """Costs of all parts on one batch: the local modules, each auxiliary network with its loss, and the size of what
+    each loss sends back: a light head's cotangent is one number per image and channel."""
 
     modules: tuple[ModuleCost, ...]
     heads: tuple[ModuleCost, ...]
+    cotangent_bytes: tuple[int, ...]
     input_bytes: int
 
     def flops(self, plan: StepPlan, task: Task) -> int:
@@ -52,12 +55,22 @@ class Prediction:
     peak_task: Task
 
 
-def measure_parts(backbone: Backbone, input_shape: Sequence[int], batch: int, dtype: torch.dtype) -> list[ModuleCost]:
-    """Costs of the stem and of every block for `batch` images of `input_shape` (C, H, W), on the meta device."""
+def measure_parts(
+    backbone: Backbone,
+    input_shape: Sequence[int],
+    batch: int,
+    dtype: torch.dtype,
+    settings: Settings | None = None,
+) -> list[ModuleCost]:
+    """Costs of the stem and of every block for `batch` images of `input_shape` (C, H, W), on the meta device.
+
+    Args:
+        settings: of the fused kernels that they run by, if they do.
+    """
     shape: tuple[int, ...] = (batch, *input_shape)
     parts = []
     for part in (backbone.stem, *(block.module for block in backbone.blocks)):
-        parts.append(measure(part, shape, dtype))
+        parts.append(measure(part, shape, dtype, settings))
         shape = parts[-1].output_shape
     return parts
 
@@ -77,14 +90,17 @@ def combine(
     stem, *blocks = parts
     modules = [chain([*([stem] if a == 0 else []), *blocks[a:b]]) for a, b in partition.spans]
     known: dict[object, ModuleCost] = {}
-    heads = []
+    heads, cotangents = [], []
     for loss in supervision.losses:
         shape = modules[loss.module].output_shape
+        light = light_shape(loss)
+        size = modules[loss.module].output_bytes if light is None else images[0] * light[0] * dtype.itemsize
+        cotangents.append(size)
         key = (id(loss.head), id(loss.criterion), shape)
         if key not in known:
             known[key] = measure(_HeadAndLoss(loss, images, dtype), shape, dtype)
         heads.append(known[key])
-    return PlanCosts(tuple(modules), tuple(heads), math.prod(images) * dtype.itemsize)
+    return PlanCosts(tuple(modules), tuple(heads), tuple(cotangents), math.prod(images) * dtype.itemsize)
 
 
 class _HeadAndLoss(nn.Module):
@@ -147,7 +163,7 @@ def _touched(plan: StepPlan, step: Step) -> list[int]:
 def _transient(plan: StepPlan, costs: PlanCosts, task: Task) -> int:
     """What only this task holds: a head's own activations, and the cotangent that comes out of it."""
     if task.kind is Kind.HEAD:
-        return costs.heads[task.index].saved_bytes + costs.modules[task.module].output_bytes
+        return costs.heads[task.index].saved_bytes + costs.cotangent_bytes[task.index]
     if task.kind in (Kind.PROPAGATE, Kind.BACKWARD) and task.module:
         goes_on = task.kind is Kind.PROPAGATE or plan.graph.merged(task.module)
         return costs.modules[task.module - 1].output_bytes if goes_on else 0
@@ -159,7 +175,7 @@ def _move_cotangents(plan: StepPlan, costs: PlanCosts, task: Task, alive: dict[t
     if task.kind is Kind.HEAD:
         for left in groups:
             if task.index in plan.graph.sources.get((module, left), ()):
-                alive[module, left] = costs.modules[module].output_bytes
+                alive[module, left] = max(alive.get((module, left), 0), costs.cotangent_bytes[task.index])
     elif task.kind is Kind.PROPAGATE:
         alive[module - 1, task.index - 1] = costs.modules[module - 1].output_bytes
     elif task.kind is Kind.BACKWARD:

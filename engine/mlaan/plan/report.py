@@ -12,6 +12,7 @@ from mlaan.models.cost import ModuleCost
 from mlaan.plan.graph import Kind, build_graph, head_homes
 from mlaan.plan.predict import PlanCosts, Prediction, combine, measure_parts, predict
 from mlaan.plan.schedule import StepPlan, make_plan
+from mlaan_kernels.blocks import Settings
 
 
 @dataclass(frozen=True)
@@ -22,22 +23,32 @@ class Planned:
     supervision: Supervision
     plan: StepPlan
     batch: int
+    dtype: torch.dtype = torch.float32
+    settings: Settings | None = None
 
 
 def report(planned: Planned) -> dict[str, Any]:
     """Figures per module and in all, beside end-to-end and checkpointed end-to-end, as plain data.
 
-    Bytes are bytes, FLOPs count multiply and add as two, both for one step on one batch in float32.
+    Bytes are bytes, FLOPs count multiply and add as two, both for one step on one batch with activations in the plan's
+    dtype. Where fused kernels run the plan, they run the checkpointed rival too; plain end-to-end keeps what PyTorch
+    keeps.
     """
-    site = planned.site
-    parts = measure_parts(site.backbone, site.image_shape, planned.batch, torch.float32)
-    images = (planned.batch, *site.image_shape)
-    costs = combine(parts, site.partition, planned.supervision, images, torch.float32)
+    site, dtype, batch = planned.site, planned.dtype, planned.batch
+    eager = measure_parts(site.backbone, site.image_shape, batch, dtype)
+    parts = eager
+    if planned.settings is not None:
+        parts = measure_parts(site.backbone, site.image_shape, batch, dtype, planned.settings)
+    images = (batch, *site.image_shape)
+    costs = combine(parts, site.partition, planned.supervision, images, dtype)
     ours = predict(planned.plan, costs)
-    plain, segments, checkpointed = _end_to_end(site, parts, images)
+    plain, _, _ = _end_to_end(site, eager, images, dtype)
+    _, segments, checkpointed = _end_to_end(site, parts, images, dtype)
     return {
         "backbone": site.backbone.name,
-        "batch": planned.batch,
+        "batch": batch,
+        "dtype": str(dtype).removeprefix("torch."),
+        "fused": planned.settings is not None,
         "input_shape": list(site.image_shape),
         "window": planned.plan.window,
         "modules": [_module(planned, costs, m) for m in range(site.modules)],
@@ -101,14 +112,16 @@ def _count(modules: Any, *, trained: bool) -> int:
     return sum(p.numel() for p in nn.ModuleList(modules).parameters() if p.requires_grad == trained)
 
 
-def _end_to_end(site: Site, parts: Sequence[ModuleCost], images: Sequence[int]) -> tuple[Prediction, int, Prediction]:
+def _end_to_end(
+    site: Site, parts: Sequence[ModuleCost], images: Sequence[int], dtype: torch.dtype
+) -> tuple[Prediction, int, Prediction]:
     """End-to-end training of the same backbone: as it is, and with the segment count of the lowest peak."""
 
     def run(segments: int, recompute: str) -> Prediction:
         partition = cut(site.backbone, segments, "even", site.image_shape)
         supervision = EndToEnd().supervise(replace(site, partition=partition))
         graph = build_graph(segments, supervision, partition.modules(site.backbone))
-        costs = combine(parts, partition, supervision, images, torch.float32)
+        costs = combine(parts, partition, supervision, images, dtype)
         return predict(make_plan(graph, "full", 0, recompute), costs)
 
     tried = {segments: run(segments, "once") for segments in range(1, min(len(site.backbone.blocks), 16) + 1)}
@@ -119,9 +132,10 @@ def _end_to_end(site: Site, parts: Sequence[ModuleCost], images: Sequence[int]) 
 def as_text(figures: dict[str, Any]) -> str:
     """The report as lines for a terminal."""
     size = "x".join(map(str, figures["input_shape"]))
+    fused = ", fused blocks" if figures["fused"] else ""
     lines = [
-        f"{figures['backbone']}, batch {figures['batch']} of {size}, float32; live window {figures['window']} of "
-        f"{len(figures['modules'])} modules",
+        f"{figures['backbone']}, batch {figures['batch']} of {size}, {figures['dtype']}{fused}; "
+        f"live window {figures['window']} of {len(figures['modules'])} modules",
         "",
         f"{'module':>6}  {'blocks':<11} {'losses (reach)':<32} {'passes':<10} {'GFLOP':>8} {'heads':>7} "
         f"{'weights':>9} {'heads':>9} {'saved':>10}",

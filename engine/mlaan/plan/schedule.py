@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 from mlaan.errors import UserError
 from mlaan.plan.graph import Kind, Task, TaskGraph
 
+LARGE_TOGETHER = 4
+"""Leap networks in one call at most: what all of them keep is alive at once."""
+
 _BACKWARD_KINDS = (Kind.PROPAGATE, Kind.BACKWARD)
 # Within a module: gradients that can go are let go first, and Backward, its last pass, comes after the Propagates.
 _EAGERNESS = {Kind.UPDATE: 0, Kind.PROPAGATE: 1, Kind.BACKWARD: 2, Kind.HEAD: 3}
@@ -18,8 +21,10 @@ class Step:
         task: what runs.
         keep: FORWARD only: whether what the backward needs is kept.
         drops: modules whose saved tensors are let go of with this step, which is the last to use them.
-        joined: HEAD only: Heads of other modules with the same auxiliary network, run in the same call on the
-            outputs joined along the batch, with batch statistics of each module's own.
+        joined: tasks run in the same call. To a HEAD: Heads of other modules with the same auxiliary network, on the
+            outputs joined along the batch, with batch statistics of each module's own; light heads of one width, and up
+            to LARGE_TOGETHER leap networks alike. To a PROPAGATE: the module's other passes, which share one read of
+            what is saved.
     """
 
     task: Task
@@ -59,6 +64,7 @@ def make_plan(graph: TaskGraph, schedule: str = "lean", window: int = 0, recompu
         schedule: "lean" runs whatever can run before the next Forward, so that as many modules are alive as the
             largest reach; "windowed" runs Forwards until `window` are alive, then sweeps back; "full" is a window
             of all. In these two, Heads that share an auxiliary network are joined.
+            In all, light heads of one width are joined, and a module's passes, where they can run together.
         window: live window of the windowed schedule.
         recompute: "none" keeps what a Forward saved until the module's last backward pass. "once" rebuilds it before
             the first pass and keeps it, unless no other Forward comes between. "each" keeps at most one module at a
@@ -75,9 +81,14 @@ def make_plan(graph: TaskGraph, schedule: str = "lean", window: int = 0, recompu
     fill = {"lean": 0, "windowed": window, "full": graph.modules}[schedule]
     joined = _order(graph, fill)
     steps = _lifetimes(graph, [task for tasks in joined for task in tasks], recompute)
-    followers = {task for tasks in joined for task in tasks[1:]}
+    leaders = {task: tasks[0] for tasks in joined for task in tasks[1:]}
     partners = {tasks[0]: tuple(tasks[1:]) for tasks in joined}
-    steps = [replace(s, joined=partners.get(s.task, ())) for s in steps if s.task not in followers]
+    drops = {leaders[s.task]: s.drops for s in steps if s.task in leaders and s.drops}
+    steps = [
+        replace(s, joined=partners.get(s.task, ()), drops=s.drops + drops.get(s.task, ()))
+        for s in steps
+        if s.task not in leaders
+    ]
     alive, peak = set[int](), 0
     for step in steps:
         if step.keep or step.task.kind is Kind.REBUILD:
@@ -90,7 +101,7 @@ def make_plan(graph: TaskGraph, schedule: str = "lean", window: int = 0, recompu
 def _order(graph: TaskGraph, fill: int) -> list[list[Task]]:
     """A topological order: Forwards until `fill` modules are alive, then all else that can run, and so on.
 
-    With a window to fill, each Head brings those along that share its network and can run too.
+    Each task brings those along that can run in its call: see `Step.joined`.
     """
     order: list[list[Task]] = []
     done: set[Task] = set()
@@ -103,11 +114,16 @@ def _order(graph: TaskGraph, fill: int) -> list[list[Task]]:
         filling = bool(forwards) and (not others or (filling and alive < fill))
         task = forwards[0] if filling else min(others, key=_urgency)
         together = [task]
-        if fill and task.kind is Kind.HEAD:
+        if task.kind is Kind.HEAD:
             for other in sorted(others, key=_urgency):
-                same = other.kind is Kind.HEAD and graph.heads[other.index] == graph.heads[task.index]
-                if same and all(other.module != member.module for member in together):
+                if other.kind is Kind.HEAD and all(_share_call(graph, other, member, fill) for member in together):
                     together.append(other)
+            if not graph.light[task.index] and len({graph.heads[one.index] for one in together}) > 1:
+                together = together[:LARGE_TOGETHER]
+        elif task.kind is Kind.PROPAGATE:
+            passes = graph.passes(task.module)
+            if done.union(passes).issuperset(need for one in passes for need in graph.needs[one]):
+                together += [one for one in passes if one != task and one in waiting]
         order.append(together)
         done.update(together)
         waiting.difference_update(together)
@@ -120,6 +136,14 @@ def _order(graph: TaskGraph, fill: int) -> list[list[Task]]:
 
 def _urgency(task: Task) -> tuple[int, int, int]:
     return -task.module, _EAGERNESS[task.kind], task.index
+
+
+def _share_call(graph: TaskGraph, one: Task, other: Task, fill: int) -> bool:
+    """Whether two Heads can run in one call: light ones always, others with a window to fill and on two modules."""
+    if one == other or graph.calls[one.index] != graph.calls[other.index]:
+        return False
+    other_network = graph.heads[one.index] != graph.heads[other.index]
+    return (graph.light[one.index] and other_network) or (fill > 0 and one.module != other.module)
 
 
 def _lifetimes(graph: TaskGraph, order: list[Task], recompute: str) -> list[Step]:

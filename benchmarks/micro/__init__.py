@@ -1,0 +1,1 @@
+"""Operators timed one by one: fused, in plain PyTorch, and compiled."""

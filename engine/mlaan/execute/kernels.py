@@ -1,0 +1,54 @@
+"""Which kernels a run uses."""
+
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from mlaan.errors import UserError
+from mlaan.execute.fused import FusedModule
+from mlaan.execute.module import Autocast, AutogradModule, ModuleWork
+from mlaan_kernels.blocks import Settings
+from mlaan_kernels.choice import triton_obstacle
+
+Kernels = Literal["reference", "triton"]
+
+
+def choose_kernels(wanted: str, weight: Tensor, precision: str) -> Kernels:
+    """What `train.kernels` comes to for a model with such weights.
+
+    "auto" is Triton on a GPU that its kernels serve, else the reference; where a GPU is there and they cannot, a
+    RuntimeWarning says what is lost.
+
+    Raises:
+        UserError: "triton" is insisted on and cannot be had.
+    """
+    dtype = weight.dtype if precision == "float32" else cast(torch.dtype, getattr(torch, precision))
+    if wanted == "reference":
+        return "reference"
+    obstacle = triton_obstacle(weight.device, dtype)
+    if wanted == "triton":
+        if obstacle:
+            raise UserError(
+                f"train.kernels = 'triton' cannot be had on {weight.device}: {obstacle}; or set train.kernels = 'auto'"
+            )
+        return "triton"
+    if weight.device.type == "cuda" and obstacle:
+        warnings.warn(
+            f"PyTorch's own kernels run instead of the fused ones, slower and with more memory: {obstacle}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return "reference" if obstacle or weight.device.type != "cuda" else "triton"
+
+
+def make_work(
+    modules: Sequence[nn.Sequential], settings: Settings | None, autocast: Autocast = nullcontext
+) -> list[ModuleWork]:
+    """The modules' work: fused where `settings` are given, over autograd without."""
+    if settings is None:
+        return [AutogradModule(module, autocast) for module in modules]
+    return [FusedModule(module, settings, autocast) for module in modules]

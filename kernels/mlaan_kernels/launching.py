@@ -1,0 +1,77 @@
+"""How Triton kernels are launched, and in which variants they ship."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mlaan_kernels.choice import interpreting
+
+INTERPRETED = interpreting()
+"""Constant for kernels: under the interpreter dot products must not see bfloat16."""
+
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+"""Triton's words for pointers to a dtype, as in `Variant.signature`."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled form of a kernel that may be launched: what the resource table lists and the tests compile.
+
+    Attributes:
+        name: operator, kernel and what sets this variant apart, such as "conv1x1 forward bf16 128x64x32".
+        kernel: the function under `triton.jit` (of an autotuned kernel, its `fn`).
+        signature: type of each argument that is no constant, in Triton's words: "*bf16", "fp32", "i32". ":16" behind it
+            says that the address or number is a multiple of 16, which lets loads be wide.
+        constants: value of each tl.constexpr argument; None for a pointer that this variant goes without.
+        matrix: its time goes into tl.dot: on Hopper it must come out as wgmma.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 2
+    matrix: bool = False
+
+
+def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) -> None:
+    """Launch `kernel` on the current stream of its tensors' device; all launches of the package go through here.
+
+    Args:
+        grid: number of programs along up to three axes; nothing is launched where one is 0.
+        arguments: of the kernel, in order; tensors stand for their addresses.
+        constants: tl.constexpr arguments by name, and num_warps, num_stages.
+    """
+    if not all(grid):
+        return
+    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel[tuple(grid)](*arguments, **constants)
+    else:
+        kernel[tuple(grid)](*arguments, **constants)
+
+
+def autotuned(configs: Sequence[triton.Config], key: Sequence[str]) -> Any:
+    """`triton.autotune`; under the interpreter the first of the configs, which is all that it can take."""
+    return triton.autotune(configs=list(configs[:1] if INTERPRETED else configs), key=list(key))
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """`input_precision` of tl.dot: float32 operands go by the switch that PyTorch's own convolutions go by."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 and not INTERPRETED else "ieee"
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
+    """acc + a @ b with a float32 accumulator."""
+    if INTERPRETED:  # whose bfloat16 arithmetic is wrong
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)

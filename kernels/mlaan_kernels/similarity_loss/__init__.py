@@ -1,0 +1,49 @@
+"""Similarity matching of a batch's features with its labels (Nøkland & Eidnes, ICML 2019)."""
+
+import torch
+from torch import Tensor
+
+from mlaan_kernels.choice import Implementation, use_triton
+from mlaan_kernels.similarity_loss import reference
+
+__all__ = ["similarity_loss"]
+
+
+def similarity_loss(
+    features: Tensor, labels: Tensor, num_classes: int, *, implementation: Implementation = "auto"
+) -> Tensor:
+    """mean_ij (S(z)_ij - S(onehot y)_ij)^2, S: cosines of centred rows; differentiable once by features.
+
+    The row z_i holds the standard deviation of each channel of image i over its pixels (unbiased), or, of three
+    channels or fewer or a single pixel, the features themselves. A constant row has no direction: its cosines and its
+    gradient are 0. The maths is in this folder's README.
+
+    Args:
+        features: (N, C, H, W), N and C at least 1; float32, bfloat16, float16, or float64 for the reference.
+        labels: (N,) int64, from 0 to num_classes - 1.
+        num_classes: of the data set: the one-hot rows are as long.
+        implementation: "auto", "reference" or "triton"; see `mlaan_kernels.choice`.
+
+    Returns:
+        () of float32, or float64 for float64 features. Autocast changes nothing: rows and cosines are float32 at least.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or num_classes < 1.
+    """
+    if features.ndim != 4 or not features.is_floating_point() or not features.numel():
+        raise ValueError(
+            f"features of shape {tuple(features.shape)} and {features.dtype}: give a map (N, C, H, W) of floats "
+            "with at least one image, channel and pixel"
+        )
+    if labels.shape != features.shape[:1] or labels.dtype != torch.int64 or labels.device != features.device:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} and {labels.dtype} on {labels.device}: give int64 of shape "
+            f"({len(features)},) on {features.device}"
+        )
+    if num_classes < 1:
+        raise ValueError(f"num_classes = {num_classes} must be at least 1")
+    if not use_triton("similarity_loss", implementation, features):
+        return reference.similarity_loss(features, labels, num_classes)
+    from mlaan_kernels.similarity_loss import autograd
+
+    return autograd.SimilarityLoss.apply(features, labels, num_classes)
