@@ -68,7 +68,7 @@ def stages(commit: str | None = None) -> list[Stage]:
     # without torch's own store of memory, so that the tool sees where each tensor ends
     watch = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", SANITIZER, "--error-exitcode", "1", "--tool")
     watched = (python, "-m", "benchmarks.sanitized")
-    micro, steps = 120, 145
+    micro, steps = 110, 175
     return [
         # without pip: this Python's own serves, and making another needs files that some systems pack apart
         Stage(
@@ -78,9 +78,9 @@ def stages(commit: str | None = None) -> list[Stage]:
         ),
         Stage("install", (*install, "--no-deps", "--no-build-isolation", "-e", "."), 60),
         Stage("machine", (python, "-m", "benchmarks.machine", "--device", "cuda", "--json", str(FACTS), *recorded), 15),
-        Stage("tests", (*test, *parallel, "-m", "gpu", f"--junitxml={TESTS}", "tests"), 150),
-        Stage("memcheck", (*watch, "memcheck", *watched), 40, SANITIZER),
-        Stage("racecheck", (*watch, "racecheck", *watched), 40, SANITIZER),
+        Stage("tests", (*test, *parallel, "-m", "gpu", f"--junitxml={TESTS}", "tests"), 140),
+        Stage("memcheck", (*watch, "memcheck", *watched), 35, SANITIZER),
+        Stage("racecheck", (*watch, "racecheck", *watched), 35, SANITIZER),
         Stage(
             "micro",
             (

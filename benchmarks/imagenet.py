@@ -94,7 +94,7 @@ def make_all(net: Net, batch: Batch) -> tuple[dict[str, Contender], int]:
         cuts=net.cuts,
         precision="bfloat16",
         channels_last=True,
-        kernels="auto",
+        kernels="triton" if device.type == "cuda" else "reference",
         recompute="fused",
         learning_rate=LEARNING_RATE,
         momentum=MOMENTUM,

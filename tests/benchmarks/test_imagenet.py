@@ -14,6 +14,14 @@ PAPER = Net("tiny-paper", tiny_imagenet_style, 8, "paper", "even", 2, ("end-to-e
 CPU = ["--device", "cpu", "--rounds", "1"]
 
 
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """As few steps as show that every form runs; test_steps.py has peaks, which take long to find on a CPU."""
+    monkeypatch.setattr(imagenet, "step_peak", lambda made, batch: made.step(*batch) and 100)
+    for name, value in {"SEGMENTS_TRIED": (3,), "BATCHES": 1, "WARMUP": 0}.items():
+        monkeypatch.setattr(imagenet, name, value)
+
+
 def test_rows_of_every_contender(tmp_path, capsys):
     file = tmp_path / "rows.json"
     assert imagenet.main([*CPU, "--json", str(file), "--commit", "abc"], [TINY, PAPER]) == 0, capsys.readouterr().out

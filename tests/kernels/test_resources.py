@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
+
+from benchmarks.launched import differences
+
+from mlaan_kernels.launching import Variant
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,9 +112,14 @@ def plant(folder: Path, *names: str) -> None:
             (place / "triton.py").write_text(imports + source)
 
 
+def compiling() -> dict[str, str]:
+    """The environment without the interpreter."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
 def resources(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command without the interpreter, on the planted package if `folder` is given."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = compiling()
     command = [sys.executable, "-m", "benchmarks.resources", "--processes", "1", *arguments]
     if folder is not None:
         environment |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -127,6 +137,25 @@ def test_the_page_is_what_the_sources_give():
 def test_every_row_of_the_page_is_what_compiles():
     done = resources("--check")
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_launched_is_listed():
+    command = [sys.executable, "-m", "benchmarks.launched"]
+    done = subprocess.run(command, cwd=ROOT, env=compiling(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_launch_that_is_not_listed_is_seen():
+    class Kernel:
+        arg_names = ("x_ptr", "n", "one", "BLOCK")
+
+    signature = {"x_ptr": "*bf16:16", "n": "i32:16"}
+    variant = Variant("copy", Kernel, signature, {"one": 1, "BLOCK": 64}, num_warps=4, num_stages=3)
+    launch = {"x_ptr": torch.ones(1, dtype=torch.bfloat16), "n": 7, "one": 1, "BLOCK": 64}
+    launch |= {"num_warps": 4, "num_stages": 3}
+    assert differences(variant, launch) == []
+    for other in ({"x_ptr": torch.ones(1)}, {"x_ptr": None}, {"n": 7.0}, {"BLOCK": 32}, {"num_stages": 2}):
+        assert len(differences(variant, launch | other)) == 1, other
 
 
 def test_every_fault_is_found_and_named(compiled):

@@ -59,7 +59,7 @@ def measure(
     with FlopCounterMode(display=False) as forward:
         y, saved = _run(module, x)
     if settings is not None:
-        saved = _run(fuse(on_meta(module), replace(settings, implementation="reference")), x)[1]
+        saved = _run(fuse(on_meta(module), replace(settings, implementation="reference", dtype=dtype)), x)[1]
     cotangent = torch.empty_like(y)
 
     def flops(targets: list[Tensor]) -> int:

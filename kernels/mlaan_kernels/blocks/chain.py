@@ -151,8 +151,9 @@ class Chain:
     def _dtype(self, x: Tensor) -> torch.dtype:
         if self.settings.dtype is not None:
             return self.settings.dtype
-        if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
-            return torch.get_autocast_dtype(x.device.type)
+        device = x.device.type
+        if x.dtype == torch.float32 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
         return x.dtype
 
 

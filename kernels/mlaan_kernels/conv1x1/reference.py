@@ -1,5 +1,7 @@
 """The operator in plain PyTorch, on any device and in any precision: the judge in tests, and the CPU's form."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,7 +38,7 @@ def conv1x1_input_grad(
     """See `mlaan_kernels.conv1x1.conv1x1_input_grad`."""
     stacked = dy.shape[0] // input_shape[0]
     exact = _exact(dy)
-    with torch.autocast(dy.device.type, enabled=False):
+    with _as_given(dy.device):
         shape = (dy.shape[0], *input_shape[1:])
         gradient = conv2d_input(shape, weight.to(exact), dy.to(exact), stride=stride, groups=groups)
     if add is not None:
@@ -57,7 +59,7 @@ def conv1x1_weight_grad(dy: Tensor, x: Tensor, norm: Norm | None, *, stride: int
     """See `mlaan_kernels.conv1x1.conv1x1_weight_grad`."""
     exact = _exact(x)
     shape = (dy.shape[1], x.shape[1] // groups, 1, 1)
-    with torch.autocast(x.device.type, enabled=False):
+    with _as_given(x.device):
         return conv2d_weight(_prologue(x, norm).to(exact), shape, dy.to(exact), stride=stride, groups=groups)
 
 
@@ -68,7 +70,7 @@ def conv1x1(x: Tensor, weight: Tensor, *, stride: int, groups: int) -> Tensor:
 
 def _product(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
     exact = _exact(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with _as_given(x.device):
         return _rounded(F.conv2d(x.to(exact), weight.to(exact), stride=stride, groups=groups), x)
 
 
@@ -91,3 +93,9 @@ def _exact(tensor: Tensor) -> torch.dtype:
 
 def _rounded(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _as_given(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast switched off, where the device knows it."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
