@@ -36,7 +36,7 @@ class Variant:
     signature: Mapping[str, str]
     constants: Mapping[str, Any] = field(default_factory=dict)
     num_warps: int = 4
-    num_stages: int = 2
+    num_stages: int = 3
     matrix: bool = False
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from exact.definitions_nets import RESNET32, RESNET50, VIT_S, differences, make_trial
 from mlaan import LocalLoss, Supervision
@@ -28,6 +29,8 @@ from mlaan.learning.methods import (
     man,
     mlaan,
 )  # fmt: skip
+from mlaan_kernels.contrast_loss import contrast_loss
+from mlaan_kernels.similarity_loss import reference as similarity
 
 EXACT, CLEARLY = 1e-9, 1e-4
 
@@ -128,9 +131,8 @@ def without_the_twins_gradient(self, z):
     return z
 
 
-def without_their_mean(x):
-    x = criteria.unit_rows(x)
-    return x @ x.T
+def without_their_mean(rows):
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
 
 
 def scaled_by_one_less(self, z):
@@ -142,13 +144,13 @@ PLANTS = {
     "reach_too_short": ("mlaan", lambda p: change_losses(p, MLAAN, lambda x: replace(x, reach=x.reach - 1))),
     "reach_of_backlink": ("backlink", lambda p: change_losses(p, BackLink, lambda x: replace(x, reach=1))),
     "weights_swapped": ("mlaan", lambda p: change_losses(p, MLAAN, lambda x: replace(x, weight=0.001))),
-    "similarity_not_centred": ("predsim", lambda p: p.setattr(criteria, "similarity", without_their_mean)),
+    "similarity_not_centred": ("predsim", lambda p: p.setattr(similarity, "_directions", without_their_mean)),
     "twins_gradient_cut": ("mlaan", lambda p: p.setattr(leap.LeapNetwork, "features", without_the_twins_gradient)),
     "lambda_constant": ("infopro", lambda p: p.setattr(InfoPro, "weights", lambda self, module, modules: (5.0, 0.05))),
     "normalised_images": ("infopro", lambda p: p.setattr(criteria, "unnormalised", lambda x, _: x.clamp(0, 1))),
     "another_temperature": ("infopro-contrastive", lambda p: p.setattr(
-        infopro, "supervised_contrastive", lambda z, y, t: criteria.supervised_contrastive(z, y, 1.01 * t))),
-    "one_patch": ("hpff", lambda p: p.setattr(hpff, "cut_patches", lambda h, n: cut_patches(h, n)[:1])),
+        infopro, "contrast_loss", lambda z, y, t: contrast_loss(z, y, 1.01 * t))),
+    "one_patch": ("hpff", lambda p: p.setattr(hpff, "patch_mean", lambda h, n: cut_patches(h, n)[0])),
     "scale": ("man++", lambda p: p.setattr(man.ScaledNetwork, "features", scaled_by_one_less)),
     "pooled_by_the_corner": ("mlaan-pooled", lambda p: p.setattr(leap, "halve", lambda h: h[:, :, ::2, ::2])),
 }  # fmt: skip

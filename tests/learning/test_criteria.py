@@ -6,14 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mlaan.learning.criteria import (
-    reconstruction,
-    similarity,
-    similarity_matching,
-    supervised_contrastive,
-    unit_rows,
-    unnormalised,
-)
+from mlaan.learning.criteria import reconstruction, unnormalised
+from mlaan_kernels.contrast_loss import contrast_loss
+from mlaan_kernels.contrast_loss.reference import _unit_rows as unit_rows
+from mlaan_kernels.similarity_loss import similarity_loss
+from mlaan_kernels.similarity_loss.reference import _directions
 
 CLASSES = 5
 LABELS = {
@@ -25,6 +22,12 @@ LABELS = {
     "one_image": [3],
 }
 every_batch = pytest.mark.parametrize("labels", [torch.tensor(v) for v in LABELS.values()], ids=list(LABELS))
+
+
+def similarity(x):
+    """Cosines (N, N) of the centred rows of x."""
+    directions = _directions(x)
+    return directions @ directions.T
 
 
 def number(x):
@@ -91,18 +94,14 @@ def normal(*shape, seed=0):
 @pytest.mark.parametrize(
     "shape", [(6, 3, 2), (4, 3, 2), (3, 2, 2), (6, 1, 1)], ids=["deviations", "fewest", "few_channels", "one_pixel"]
 )
-def test_similarity_matching_equals_the_loop(labels, shape):
+def test_similarity_loss_equals_the_loop(labels, shape):
     features = normal(len(labels), *shape)
-    assert_same(
-        lambda x: similarity_matching(x, labels, CLASSES), lambda x: looped_matching(x, labels, CLASSES), features
-    )
+    assert_same(lambda x: similarity_loss(x, labels, CLASSES), lambda x: looped_matching(x, labels, CLASSES), features)
 
 
-def test_similarity_matching_of_a_single_class_of_labels():
+def test_similarity_loss_of_a_single_class_of_labels():
     labels = torch.zeros(4, dtype=torch.int64)
-    assert_same(
-        lambda x: similarity_matching(x, labels, 1), lambda x: looped_matching(x, labels, 1), normal(4, 5, 2, 2)
-    )
+    assert_same(lambda x: similarity_loss(x, labels, 1), lambda x: looped_matching(x, labels, 1), normal(4, 5, 2, 2))
 
 
 @every_batch
@@ -110,7 +109,7 @@ def test_similarity_matching_of_a_single_class_of_labels():
 def test_supervised_contrast_equals_the_loop(labels, temperature):
     embeddings = normal(len(labels), 7)
     assert_same(
-        lambda x: supervised_contrastive(x, labels, temperature),
+        lambda x: contrast_loss(x, labels, temperature),
         lambda x: looped_contrast(x, labels, temperature),
         embeddings,
         1e-10,
@@ -120,7 +119,7 @@ def test_supervised_contrast_equals_the_loop(labels, temperature):
 @pytest.mark.parametrize("labels", ["all_different", "one_image"])
 def test_contrast_without_any_anchor_is_nothing(labels):
     batch = torch.tensor(LABELS[labels])
-    value, gradient = value_and_gradient(lambda x: supervised_contrastive(x, batch), normal(len(batch), 7))
+    value, gradient = value_and_gradient(lambda x: contrast_loss(x, batch), normal(len(batch), 7))
     assert value == 0
     assert gradient.eq(0).all()
 
@@ -128,8 +127,8 @@ def test_contrast_without_any_anchor_is_nothing(labels):
 def test_gradients_agree_with_finite_differences():
     labels = torch.tensor(LABELS["one_member"])
     rows, maps = normal(8, 4).requires_grad_(), normal(8, 5, 2, 2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: supervised_contrastive(x, labels), rows)
-    assert torch.autograd.gradcheck(lambda x: similarity_matching(x, labels, CLASSES), maps)
+    assert torch.autograd.gradcheck(lambda x: contrast_loss(x, labels), rows)
+    assert torch.autograd.gradcheck(lambda x: similarity_loss(x, labels, CLASSES), maps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -156,11 +155,11 @@ def test_dead_features_are_defined(labels):
     """All maps constant, as behind dead units: the similarity is 0, and nothing becomes NaN."""
     labels = torch.tensor(labels)
     value, gradient = value_and_gradient(
-        lambda x: similarity_matching(x, labels, CLASSES), torch.ones(len(labels), 6, 2, 2)
+        lambda x: similarity_loss(x, labels, CLASSES), torch.ones(len(labels), 6, 2, 2)
     )
     assert torch.isfinite(value)
     assert gradient.eq(0).all()
-    value, gradient = value_and_gradient(lambda x: supervised_contrastive(x, labels), torch.zeros(len(labels), 6))
+    value, gradient = value_and_gradient(lambda x: contrast_loss(x, labels), torch.zeros(len(labels), 6))
     assert torch.isfinite(value)
     assert gradient.eq(0).all()
 

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from learning.tiny import NORMALISATION, batch, listed, make, make_vit, ratios
 from mlaan import UserError
-from mlaan.learning.criteria import supervised_contrastive, unnormalised
+from mlaan.learning.criteria import unnormalised
 from mlaan.learning.decoder import Decoder, cut_patches
 from mlaan.learning.methods import InfoPro
 from mlaan.learning.methods.infopro import InfoProHead, InfoProLoss, InfoProOutput, label_head
+from mlaan_kernels.contrast_loss import contrast_loss
 
 
 @pytest.mark.parametrize("loss", ["softmax", "contrastive"])
@@ -99,7 +100,7 @@ def test_the_loss_is_the_weighted_sum():
     softmax = criterion(InfoProOutput(logits, None, pixels), images, labels)
     assert softmax.item() == pytest.approx((3 * painted + 0.7 * F.cross_entropy(logits, labels)).item(), rel=1e-5)
     contrast = criterion(InfoProOutput(None, embedding, pixels), images, labels)
-    expected = 3 * painted + 0.7 * supervised_contrastive(embedding, labels, 0.1)
+    expected = 3 * painted + 0.7 * contrast_loss(embedding, labels, 0.1)
     assert contrast.item() == pytest.approx(expected.item(), rel=1e-5)
 
 

@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from learning.tiny import batch, listed, make, make_vit, ratios
 from mlaan import UserError
-from mlaan.learning.criteria import similarity_matching
 from mlaan.learning.methods import PredSim
 from mlaan.learning.methods.predsim import PredSimHead, PredSimLoss
+from mlaan_kernels.similarity_loss import similarity_loss
 
 
 def test_one_loss_per_module():
@@ -44,7 +44,7 @@ def test_the_loss_is_the_mixture():
     torch.nn.init.normal_(head.linear.weight)
     h = torch.randn(4, 6, 4, 4)
     logits, features = head.linear(h.flatten(1)), F.conv2d(h, head.convolution.weight, padding=1)
-    expected = 0.3 * F.cross_entropy(logits, labels) + 0.7 * similarity_matching(features, labels, 5)
+    expected = 0.3 * F.cross_entropy(logits, labels) + 0.7 * similarity_loss(features, labels, 5)
     assert PredSimLoss(0.7, 5)(head(h), torch.empty(0), labels).item() == pytest.approx(expected.item())
 
 

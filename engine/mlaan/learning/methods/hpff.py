@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from mlaan.config import MethodConfig, setting
 from mlaan.errors import UserError
 from mlaan.learning.base import Auxiliary, Base, BaseName, base_named
-from mlaan.learning.decoder import cut_patches
 from mlaan.learning.heads import as_map, map_shape
 from mlaan.learning.methods.infopro import InfoPro
 from mlaan.learning.site import Site
 from mlaan.learning.supervision import LocalLoss, Supervision
+from mlaan_kernels.patch_mean import patch_mean
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def fuse(h: Tensor, patches: int) -> Tensor:
     tokens; a class token stays in front.
     """
     image = as_map(h)
-    fused = torch.stack(cut_patches(image, patches)).mean(0)
+    fused = patch_mean(image, patches)
     if h.ndim == 4:
         return fused
     others = h.shape[1] - image.shape[2] * image.shape[3]

@@ -10,12 +10,13 @@ from torch.nn import functional as F
 from mlaan.config import MethodConfig, setting
 from mlaan.errors import UserError
 from mlaan.learning.base import Auxiliary, channels, local_losses
-from mlaan.learning.criteria import reconstruction, supervised_contrastive
+from mlaan.learning.criteria import reconstruction
 from mlaan.learning.decoder import Decoder
 from mlaan.learning.heads import as_map, map_shape
 from mlaan.learning.leap import initialise
 from mlaan.learning.site import Normalisation, Site
 from mlaan.learning.supervision import Supervision
+from mlaan_kernels.contrast_loss import contrast_loss
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class InfoProLoss:
             loss = self.label * F.cross_entropy(output.logits, labels)
         else:
             assert output.embedding is not None
-            loss = self.label * supervised_contrastive(output.embedding, labels, self.temperature)
+            loss = self.label * contrast_loss(output.embedding, labels, self.temperature)
         if output.pixels is not None:
             assert self.normalisation is not None
             loss = loss + self.reconstruction * reconstruction(output.pixels, images, self.normalisation)

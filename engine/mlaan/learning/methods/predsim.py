@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from mlaan.config import MethodConfig, setting
 from mlaan.errors import UserError
 from mlaan.learning.base import Auxiliary, local_losses
-from mlaan.learning.criteria import similarity_matching
 from mlaan.learning.heads import as_map, map_shape
 from mlaan.learning.site import Site
 from mlaan.learning.supervision import Supervision
+from mlaan_kernels.similarity_loss import similarity_loss
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class PredSim(MethodConfig, name="predsim"):
     """PredSim: every module has a linear classifier and a convolution whose similarities follow the labels'.
 
     min over theta_i and the head's weights of  (1 - b) CE(linear(pool(h)), y) + b mean (S(conv3x3(h)) - S(onehot y))^2
-    with h = f_i(sg h_{i-1}): reach 1. S: cosine similarities of centred rows (`criteria.similarity_matching`).
+    with h = f_i(sg h_{i-1}): reach 1. S: cosine similarities of centred rows (`similarity_loss`).
 
     From the authors' code (anokland/local-loss): b = 0.99, the features average-pooled until at most 4,096 numbers go
     into the linear layer, whose weights start at 0. There every convolution has a loss, here every module.
@@ -88,5 +88,5 @@ class PredSimLoss:
 
     def __call__(self, output: PredSimOutput, images: Tensor, labels: Tensor) -> Tensor:
         prediction = F.cross_entropy(output.logits, labels)
-        matching = similarity_matching(output.features, labels, self.num_classes)
+        matching = similarity_loss(output.features, labels, self.num_classes)
         return (1 - self.share) * prediction + self.share * matching
