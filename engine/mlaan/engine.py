@@ -179,6 +179,7 @@ class Engine:
         self.autocast = _autocast(train.precision, example)
         self.dtype: torch.dtype = example.dtype if train.precision == "float32" else getattr(torch, train.precision)
         self.settings = None
+        asked = train.kernels == "triton" or memory.recompute == "fused"
         if self.kernels == "triton" or memory.recompute == "fused":
             self.settings = Settings(self.dtype, self.kernels, keep_activations=memory.recompute == "none")
         graph = build_graph(len(modules), self.supervision, modules)
@@ -190,7 +191,7 @@ class Engine:
         self.executor = EagerExecutor(
             self.plan,
             self.supervision,
-            make_work(modules, self.settings, self.autocast),
+            make_work(modules, self.settings, self.autocast, asked=asked),
             [ModuleState(module, self._moves(i, module)) for i, module in enumerate(modules)],
             self.optimizer.update,
             HeadCalls(self.supervision.losses, self.autocast, self.settings),

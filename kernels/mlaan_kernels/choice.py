@@ -93,9 +93,9 @@ def interpreting() -> bool:
     """Whether Triton's interpreter runs the kernels."""
     if not _has_triton():
         return False
-    import triton
+    from triton import knobs
 
-    return bool(triton.knobs.runtime.interpret)
+    return bool(knobs.runtime.interpret)
 
 
 def _known(implementation: Implementation) -> Implementation:

@@ -9,6 +9,7 @@ from mlaan.cli.arguments import Overrides
 from mlaan.observe.environment import cpu_name, version
 from mlaan.observe.words import counted
 from mlaan_kernels import library
+from mlaan_kernels.choice import triton_obstacle
 
 _NEEDED = {
     "mlaan": "pip install . in the source folder",
@@ -52,6 +53,12 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     print("\nnative libraries")
     for status in library.status():
         _line(status.name, f"{status.state}: {status.detail}")
+
+    print("\nTriton kernels")
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())] or [torch.device("cpu")]
+    for device in devices:
+        obstacle = triton_obstacle(device, torch.float32)
+        _line(str(device), f"PyTorch's own kernels run instead: {obstacle}" if obstacle else "they run")
 
     print("\nto get what is missing" if missing else "\nnothing is missing")
     for fix in missing:

@@ -20,10 +20,14 @@ class FusedModule:
         module: stem and blocks.
         settings: how the fused ones compute.
         autocast: the precision of the others.
+
+    Attributes:
+        plain: the parts that have weights and no fused form.
     """
 
     def __init__(self, module: nn.Sequential, settings: Settings, autocast: Autocast = nullcontext) -> None:
         self.parts: list[Chain | AutogradModule] = []
+        self.plain: list[nn.Module] = []
         plain: list[nn.Module] = []
         for part in module:
             chain = make_chain(part, settings)
@@ -36,6 +40,7 @@ class FusedModule:
         self.weights: list[nn.Parameter] = [weight for weight in module.parameters() if weight.requires_grad]
 
     def _end_plain(self, plain: list[nn.Module], autocast: Autocast) -> None:
+        self.plain += [part for part in plain if any(True for _ in part.parameters())]
         if plain:
             self.parts.append(AutogradModule(nn.Sequential(*plain), autocast))
             plain.clear()

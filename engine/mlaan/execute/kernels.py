@@ -46,9 +46,28 @@ def choose_kernels(wanted: str, weight: Tensor, precision: str) -> Kernels:
 
 
 def make_work(
-    modules: Sequence[nn.Sequential], settings: Settings | None, autocast: Autocast = nullcontext
+    modules: Sequence[nn.Sequential],
+    settings: Settings | None,
+    autocast: Autocast = nullcontext,
+    *,
+    asked: bool = False,
 ) -> list[ModuleWork]:
-    """The modules' work: fused where `settings` are given, over autograd without."""
+    """The modules' work: fused where `settings` are given, over autograd without.
+
+    Args:
+        asked: fused blocks were asked for by name: a RuntimeWarning says which parts have no fused form.
+    """
     if settings is None:
         return [AutogradModule(module, autocast) for module in modules]
-    return [FusedModule(module, settings, autocast) for module in modules]
+    work = [FusedModule(module, settings, autocast) for module in modules]
+    plain = [part for one in work for part in one.plain]
+    if asked and plain:
+        kinds = ", ".join(sorted({type(part).__name__ for part in plain}))
+        total = sum(len(module) for module in modules)
+        warnings.warn(
+            f"{len(plain)} of {total} parts of the network have no fused form ({kinds}): PyTorch's own kernels run "
+            "them and keep all activations; memory.recompute = 'once' saves memory there",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return [*work]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional as F
 
 from mlaan_kernels import batchnorm_act as bn
@@ -152,7 +153,7 @@ class Chain:
         if self.settings.dtype is not None:
             return self.settings.dtype
         device = x.device.type
-        if x.dtype == torch.float32 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if x.dtype == torch.float32 and is_autocast_available(device) and torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
         return x.dtype
 

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
@@ -97,5 +98,5 @@ def _rounded(values: Tensor, like: Tensor) -> Tensor:
 
 def _as_given(device: torch.device) -> AbstractContextManager[object]:
     """Autocast switched off, where the device knows it."""
-    known = torch.amp.is_autocast_available(device.type)
+    known = is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
