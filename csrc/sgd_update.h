@@ -1,57 +1,38 @@
-// The SGD update of a list of parameters with their EMA twins: what the checks hand to the launchers.
-// The maths is in kernels/mlaan_kernels/sgd_update/README.md.
+// The rule of mlaan::sgd_update. The maths is in kernels/mlaan_kernels/sgd_update/README.md.
 #pragma once
 
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <cstdint>
-#include <vector>
+#include "multi_tensor.h"
 
 namespace mlaan {
 
-// One parameter. Every pointer walks the same dense block of memory, in the same order of elements.
-struct SgdTensor {
-    void* param;
-    const void* grad;
-    void* momentum;      // nullptr when the momentum is zero
-    int64_t numel;       // > 0
-    int64_t first_twin;  // its twins are [first_twin, first_twin + twin_count) of SgdUpdate::twins
-    int64_t twin_count;
-};
-
-struct SgdTwin {
-    void* data;
-    double keep;  // the twin's own weight; the parameter gets 1 - keep
-};
-
-struct SgdUpdate {
-    std::vector<SgdTensor> tensors;
-    std::vector<SgdTwin> twins;
-    torch::headeronly::ScalarType param_type;  // of parameters, momenta and twins
-    torch::headeronly::ScalarType grad_type;
-    double learning_rate;
-    double momentum;
-    double weight_decay;
-    double inverse_scale;
-    bool nesterov;
-    int32_t* skipped;  // on the device; nullptr: no finite check
-    int32_t device_index;
-};
-
-// The update's numbers in the precision of the parameters.
 template <typename T>
-struct SgdScalars {
-    explicit SgdScalars(const SgdUpdate& update)
-        : learning_rate(static_cast<T>(update.learning_rate)),
-          momentum(static_cast<T>(update.momentum)),
-          weight_decay(static_cast<T>(update.weight_decay)),
-          inverse_scale(static_cast<T>(update.inverse_scale)),
-          nesterov(update.nesterov) {}
-    T learning_rate, momentum, weight_decay, inverse_scale;
+struct Sgd {
+    using Number = T;
+    static constexpr int kStates = 1;
+    static constexpr bool kNorms = false;
+    T momentum, weight_decay;
     bool nesterov;
+
+    Sgd(T momentum, bool nesterov, T weight_decay)
+        : momentum(momentum), weight_decay(weight_decay), nesterov(nesterov) {}
+
+    double beta1() const { return 0.0; }
+    double beta2() const { return 0.0; }
+    bool uses_states() const { return momentum != T(0); }
+    template <typename S>
+    Sgd<S> to() const {
+        return {static_cast<S>(momentum), nesterov, static_cast<S>(weight_decay)};
+    }
+
+    MLAAN_BOTH void move(const Now<T>& now, const Share<T>& share, T grad, T& weight, T (&states)[1]) const {
+        const T slope = grad + share.weight_decay * weight;
+        states[0] = momentum * states[0] + slope;
+        const T step = nesterov ? slope + momentum * states[0] : states[0];
+        weight -= now.learning_rate * step;
+    }
 };
 
-// Each library links the one launcher of its device. The work goes to the device's current stream.
-void launch_sgd_update(const SgdUpdate& update);
+// Each library links the launcher of its device. The work goes to the device's current stream.
+void launch(const Update& update, const Sgd<double>& rule);
 
 }  // namespace mlaan

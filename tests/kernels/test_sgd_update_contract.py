@@ -104,10 +104,11 @@ def test_the_operator_keeps_its_promises_to_torch() -> None:
     assert use_native("sgd_update", "native", torch.device("cpu"))
     params, grads, momenta, twins = make_state([(3,), (4, 5)])
     sgd_update(params, grads, momenta, twins, **RULES["nesterov"], implementation="native")
-    lists = (params, grads, momenta, [twin.tensor for twin in twins], [twin.param for twin in twins])
-    numbers = ([twin.keep for twin in twins], 0.1, 0.9, True, 1e-4, 1.0)
-    skipped = torch.empty((), dtype=torch.int32)
-    torch.library.opcheck(torch.ops.mlaan.sgd_update.default, (*lists, *numbers, skipped))
+    lists = (params, grads, [], momenta, [], [twin.tensor for twin in twins], [twin.param for twin in twins])
+    dials = (0.1, torch.tensor(0.1), 1.0, None, 1.0, torch.tensor(0.5))
+    flags = (True, torch.tensor(True), torch.empty((), dtype=torch.int32))
+    arguments = (*lists, [twin.keep for twin in twins], [], *dials, *flags, 0.9, True, 1e-4)
+    torch.library.opcheck(torch.ops.mlaan.sgd_update.default, arguments)
 
 
 @on_gpu

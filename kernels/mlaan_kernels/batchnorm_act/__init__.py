@@ -14,6 +14,7 @@ from mlaan_kernels.batchnorm_act import reference
 from mlaan_kernels.batchnorm_act.arguments import (
     aligned_norms,
     check_cotangents,
+    check_layers,
     check_like,
     check_map,
     check_stack,
@@ -105,21 +106,15 @@ def batch_norm(
     counter move in training mode if it tracks them.
 
     Args:
-        norm: or several without running statistics, whose channels lie side by side.
+        norm: or several without running statistics and with equal eps, whose channels lie side by side.
 
     Raises:
         ValueError: as `statistics`; or a layer for other channels, without weight and bias, or with momentum = None; or
-            several with running statistics.
+            several with running statistics or different eps.
     """
-    if not isinstance(norm, nn.BatchNorm2d):
-        if len(norm) > 1:
-            return _joined_norms(norm, c, slices, implementation)
-        norm = norm[0]
-    if norm.weight is None or norm.bias is None or norm.momentum is None:
-        raise ValueError("batch_norm needs a BatchNorm2d with affine=True and a momentum: set them")
-    channels = c.sums.shape[2] if isinstance(c, Partials) else c.shape[1]
-    if channels != norm.num_features:
-        raise ValueError(f"a BatchNorm2d of {norm.num_features} channels does not fit c with {channels}")
+    norms = [norm] if isinstance(norm, nn.BatchNorm2d) else list(norm)
+    check_layers(norms, c.sums.shape[2] if isinstance(c, Partials) else c.shape[1])
+    norm = norms[0]
     if not (norm.training or norm.running_mean is None):
         assert norm.running_var is not None
         weight, bias = norm.weight.detach(), norm.bias.detach()
@@ -128,26 +123,20 @@ def batch_norm(
     moves = norm.training and norm.track_running_stats and norm.running_mean is not None
     if moves and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(partials.sums.shape[0])
+    weight, bias = (
+        torch.cat([x.detach() for x in some]) if len(some) > 1 else some[0].detach()
+        for some in ([one.weight for one in norms], [one.bias for one in norms])
+    )
     return merge(
         partials,
-        norm.weight.detach(),
-        norm.bias.detach(),
+        weight,
+        bias,
         norm.running_mean if moves else None,
         norm.running_var if moves else None,
         eps=norm.eps,
-        momentum=norm.momentum,
+        momentum=norm.momentum or 0.0,
         implementation=implementation,
     )
-
-
-def _joined_norms(
-    norms: Sequence[nn.BatchNorm2d], c: Tensor | Partials, slices: int, implementation: Implementation
-) -> Norm:
-    if any(norm.running_mean is not None or norm.eps != norms[0].eps for norm in norms):
-        raise ValueError("several BatchNorms run as one only without running statistics and with equal eps")
-    partials = c if isinstance(c, Partials) else statistics(c, slices=slices, implementation=implementation)
-    weight, bias = (torch.cat([getattr(norm, name).detach() for norm in norms]) for name in ("weight", "bias"))
-    return merge(partials, weight, bias, eps=norms[0].eps, implementation=implementation)
 
 
 def normalise(
@@ -173,7 +162,7 @@ def normalise(
         relu: False leaves the ReLU out.
         write: False: y is not wanted, only its mean (`pool`); an empty tensor takes its place.
         pool: also give y's mean over the pixels, from the same pass.
-        members, width: layers side by side that are added behind their ReLUs: of each `members` runs of `width`
+        members, width: 2 layers side by side that are added behind their ReLUs: of each `members` runs of `width`
             channels of c one of y. A plain residual is each member's.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlaan_kernels.norm import Norm
 
@@ -23,7 +23,9 @@ def check_like(c: Tensor, **maps: Tensor | None) -> None:
 
 def output_like(c: Tensor, members: int, width: int | None) -> Tensor:
     """A map without storage of its own, of the shape and dtype of the sum of `members` of c's runs of channels."""
-    if members < 1 or c.shape[1] % (members * (width or 1)) or (members > 1 and not width):
+    if members not in (1, 2):
+        raise ValueError(f"members = {members}: a layer alone is 1, a layer and its twin are 2")
+    if c.shape[1] % (members * (width or 1)) or (members > 1 and not width):
         raise ValueError(
             f"members = {members} of width = {width} do not divide c's {c.shape[1]} channels: give the width of one"
         )
@@ -74,6 +76,20 @@ def check_cotangents(
     check_like(c, **{f"dense[{g}]": one for g, one in enumerate(dense)})
     if not write and (not plain_mask or any(d is None for d in dense) or any(p is not None for p in pooled)):
         raise ValueError("write = False needs dense cotangents alone and a mask that c gives")
+
+
+def check_layers(layers: Sequence[nn.BatchNorm2d], channels: int) -> None:
+    """Their channels side by side are those of c, and they have what a Norm is made of."""
+    if not layers or any(layer.weight is None or layer.bias is None for layer in layers):
+        raise ValueError("batch_norm needs BatchNorm2d layers with affine=True: set it")
+    wanted = sum(layer.num_features for layer in layers)
+    if channels != wanted:
+        raise ValueError(f"a BatchNorm2d of {wanted} channels does not fit c with {channels}")
+    if len(layers) == 1:
+        if layers[0].momentum is None:
+            raise ValueError("batch_norm needs a BatchNorm2d with a momentum: set it")
+    elif any(layer.running_mean is not None or layer.eps != layers[0].eps for layer in layers):
+        raise ValueError("several BatchNorms run as one only without running statistics and with equal eps")
 
 
 def check_stack(dz: Tensor, c: Tensor, norm: Norm, sums: Tensor | None) -> None:

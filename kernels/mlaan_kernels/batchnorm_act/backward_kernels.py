@@ -1,7 +1,7 @@
 """Triton kernels of the backward: ReLU's mask and the sums that BatchNorm needs, then the gradient of its input.
 
 Legend as in forward_kernels.py; I images. Up to two cotangents are carried at once: cotangent g of row m is row
-g * M + m wherever they are stacked.
+g * M + m wherever they are stacked. What a ReLU did not let through is what is not above its floor: 0, or -inf for none.
 """
 # pyright: reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
 
@@ -34,8 +34,9 @@ def reduce_kernel(
     tiles,
     C,
     width,
+    parts,
+    floor,
     GROUPS: tl.constexpr,
-    RELU: tl.constexpr,
     MEMBERS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -45,6 +46,9 @@ def reduce_kernel(
 
     The mask is rebuilt from c and the residual. Cotangents and a plain residual have one run of `width` channels for
     MEMBERS runs of the others.
+
+    Without pooled pointers every cotangent is dense. With them bit g of `parts` says that cotangent g has a dense part,
+    bit 2 + g that it has a pooled one: what is absent is not read, and all combinations are one compiled form.
     """
     part = tl.program_id(0)
     first = part % tiles * tile
@@ -54,15 +58,13 @@ def reduce_kernel(
     inside = cols < C
     mean = tl.load(mean_SC + s * C + cols, mask=inside, other=0.0)
     invstd = tl.load(invstd_SC + s * C + cols, mask=inside, other=0.0)
-    if RELU:
-        scale = tl.load(scale_SC + s * C + cols, mask=inside, other=0.0)
-        bias = tl.load(bias_C + cols, mask=inside, other=0.0)
+    scale = tl.load(scale_SC + s * C + cols, mask=inside, other=0.0)
+    bias = tl.load(bias_C + cols, mask=inside, other=0.0)
     if residual_mean_SC is not None:
         residual_mean = tl.load(residual_mean_SC + s * C + cols, mask=inside, other=0.0)
         residual_invstd = tl.load(residual_invstd_SC + s * C + cols, mask=inside, other=0.0)
-        if RELU:
-            residual_scale = tl.load(residual_scale_SC + s * C + cols, mask=inside, other=0.0)
-            bias += tl.load(residual_bias_C + cols, mask=inside, other=0.0)
+        residual_scale = tl.load(residual_scale_SC + s * C + cols, mask=inside, other=0.0)
+        bias += tl.load(residual_bias_C + cols, mask=inside, other=0.0)
     if MEMBERS == 1:
         out_cols = cols
         out_C = C
@@ -85,31 +87,26 @@ def reduce_kernel(
         out_place = row[:, None] * out_C + out_cols[None, :]
         # All loads come before the first store: none could be moved across it.
         c = tl.load(c_MC + place, mask=mask, other=0.0).to(tl.float32)
-        dz0 = _cotangent(dense0_MC, pooled0_IC, out_place, pixel, HW, mask)
+        dz0 = _cotangent(dense0_MC, pooled0_IC, parts, out_place, pixel, HW, mask)
         if GROUPS == 2:
-            dz1 = _cotangent(dense1_MC, pooled1_IC, out_place, pixel, HW, mask)
+            dz1 = _cotangent(dense1_MC, pooled1_IC, parts >> 1, out_place, pixel, HW, mask)
         centred = c - mean[None, :]
         normal = centred * invstd[None, :]
-        z = centred
-        if RELU:
-            z = centred * scale[None, :] + bias[None, :]
+        z = centred * scale[None, :] + bias[None, :]
         if residual_mean_SC is not None:
             residual = tl.load(residual_MC + place, mask=mask, other=0.0).to(tl.float32) - residual_mean[None, :]
-            if RELU:
-                z += residual * residual_scale[None, :]
+            z += residual * residual_scale[None, :]
             residual *= residual_invstd[None, :]
         elif residual_MC is not None:
             z += tl.load(residual_MC + out_place, mask=mask, other=0.0).to(tl.float32)
-        alive = mask
-        if RELU:
-            alive = mask & (z > 0)
-        dz0 = _masked(dz0, alive, dz_GMC, c_MC, place, mask)
+        dead = z <= floor
+        dz0 = _masked(dz0, dead, dz_GMC, c_MC, place, mask)
         sum0 += dz0
         product0 += dz0 * normal
         if residual_mean_SC is not None:
             residual0 += dz0 * residual
         if GROUPS == 2:
-            dz1 = _masked(dz1, alive, dz_GMC, c_MC, (row + M)[:, None] * C + cols[None, :], mask)
+            dz1 = _masked(dz1, dead, dz_GMC, c_MC, (row + M)[:, None] * C + cols[None, :], mask)
             sum1 += dz1
             product1 += dz1 * normal
             if residual_mean_SC is not None:
@@ -129,20 +126,20 @@ def reduce_kernel(
 
 
 @triton.jit
-def _cotangent(dense_MC, pooled_IC, place, pixel, HW, mask):
-    """A cotangent's dense part and its pooled part, which is spread over the image's HW pixels."""
-    dz = tl.zeros(mask.shape, tl.float32)
-    if dense_MC is not None:
-        dz += tl.load(dense_MC + place, mask=mask, other=0.0).to(tl.float32)
-    if pooled_IC is not None:
-        dz += tl.load(pooled_IC + pixel, mask=mask, other=0.0) * (1.0 / HW)
+def _cotangent(dense_MC, pooled_IC, parts, place, pixel, HW, mask):
+    """A cotangent's dense part (bit 0) and its pooled part (bit 2), which is spread over the image's HW pixels."""
+    if pooled_IC is None:
+        dz = tl.load(dense_MC + place, mask=mask, other=0.0).to(tl.float32)
+    else:
+        dz = tl.load(dense_MC + place, mask=mask & (parts & 1 != 0), other=0.0).to(tl.float32)
+        dz += tl.load(pooled_IC + pixel, mask=mask & (parts & 4 != 0), other=0.0) * (1.0 / HW)
     return dz
 
 
 @triton.jit
-def _masked(dz, alive, dz_GMC, like_MC, there, mask):
+def _masked(dz, dead, dz_GMC, like_MC, there, mask):
     """dz behind the mask, rounded as it is stored."""
-    dz = tl.where(alive, dz, 0.0).to(like_MC.dtype.element_ty)
+    dz = tl.where(dead, 0.0, dz).to(like_MC.dtype.element_ty)
     if dz_GMC is not None:
         tl.store(dz_GMC + there, dz, mask=mask)
     return dz.to(tl.float32)
@@ -164,14 +161,14 @@ def input_grad_kernel(
     tile,
     tiles,
     C,
+    floor,
     GROUPS: tl.constexpr,
-    RELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """dc = scale * (dz - mean of dz - normalised c * mean of dz times it), the means over the slice.
 
-    Without sums the statistics did not come from c, and dc = scale * dz. RELU: dz is not masked yet.
+    Without sums the statistics did not come from c, and dc = scale * dz. A floor of 0: dz is not masked yet.
     """
     part = tl.program_id(0)
     first = part % tiles * tile
@@ -182,8 +179,7 @@ def input_grad_kernel(
     mean = tl.load(mean_SC + s * C + cols, mask=inside, other=0.0)
     invstd = tl.load(invstd_SC + s * C + cols, mask=inside, other=0.0)
     scale = tl.load(scale_SC + s * C + cols, mask=inside, other=0.0)
-    if RELU:
-        bias = tl.load(bias_C + cols, mask=inside, other=0.0)
+    bias = tl.load(bias_C + cols, mask=inside, other=0.0)
     if sums_GSKC is not None:
         flat0, sloped0 = _means(sums_GSKC, s, rows, C, cols, inside, invstd)
         if GROUPS == 2:
@@ -199,11 +195,10 @@ def input_grad_kernel(
         if GROUPS == 2:
             there = (row + M)[:, None] * C + cols[None, :]
             dz1 = tl.load(dz_GMC + there, mask=mask, other=0.0).to(tl.float32)
-        if RELU:
-            alive = centred * scale[None, :] + bias[None, :] > 0
-            dz0 = tl.where(alive, dz0, 0.0)
-            if GROUPS == 2:
-                dz1 = tl.where(alive, dz1, 0.0)
+        dead = centred * scale[None, :] + bias[None, :] <= floor
+        dz0 = tl.where(dead, 0.0, dz0)
+        if GROUPS == 2:
+            dz1 = tl.where(dead, 0.0, dz1)
         if sums_GSKC is not None:
             dz0 -= flat0[None, :] + centred * sloped0[None, :]
             if GROUPS == 2:

@@ -1,4 +1,4 @@
-"""How much of a map one program has in hand, by the number of channels."""
+"""How much of a map one program has in hand."""
 
 from typing import NamedTuple
 
@@ -17,27 +17,25 @@ def cdiv(a: int, b: int) -> int:
 
 
 class Blocks(NamedTuple):
-    """Rows and columns that a program has in hand at a time: 16 numbers for each of 128 threads."""
+    """Rows and columns that a program has in hand at a time."""
 
     BLOCK_M: int
     BLOCK_C: int
 
 
-BLOCKS = (Blocks(128, 16), Blocks(64, 32), Blocks(32, 64), Blocks(16, 128))
+BLOCKS = Blocks(32, 64)
+"""16 numbers for each of 128 threads; 64 halves are the 128 bytes of a cache line, read whole."""
+
+HALF = Blocks(16, 64)
+"""Where the whole would not fit the registers."""
 
 
-def blocks_for(channels: int) -> Blocks:
-    """The narrowest block that holds all channels, else the widest."""
-    return next((blocks for blocks in BLOCKS if channels <= blocks.BLOCK_C), BLOCKS[-1])
-
-
-def reduced(blocks: Blocks, groups: int) -> Blocks:
-    """Two cotangents have twice the sums in registers: half the rows."""
-    return blocks if groups == 1 else Blocks(blocks.BLOCK_M // 2, blocks.BLOCK_C)
+def reduce_blocks(groups: int, members: int) -> Blocks:
+    """Two cotangents have twice the sums."""
+    return BLOCKS if groups == members == 1 else HALF
 
 
 def tile_rows(rows: int, slices: int, channels: int) -> int:
     """Rows of a tile, so that there are about PROGRAMS programs."""
-    blocks = blocks_for(channels)
-    tiles = max(1, PROGRAMS // (slices * cdiv(channels, blocks.BLOCK_C)))
-    return max(1, cdiv(cdiv(rows, tiles), blocks.BLOCK_M)) * blocks.BLOCK_M
+    tiles = max(1, PROGRAMS // (slices * cdiv(channels, BLOCKS.BLOCK_C)))
+    return max(1, cdiv(cdiv(rows, tiles), BLOCKS.BLOCK_M)) * BLOCKS.BLOCK_M

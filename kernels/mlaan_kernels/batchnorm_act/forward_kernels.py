@@ -2,7 +2,7 @@
 
 Legend: maps (N, C, H, W) in channels_last are matrices of M = N * H * W rows (one pixel of one image) and C columns.
 The rows are S slices of `rows` each, one after the other; a program has the columns of one block, and the rows of one
-of T tiles inside one slice.
+of T tiles inside one slice. A ReLU has 0 for its floor; -inf leaves it out, so that both are one compiled form.
 """
 # pyright: reportPossiblyUnboundVariable=false
 
@@ -108,13 +108,13 @@ def forward_kernel(
     tile,
     tiles,
     C,
-    RELU: tl.constexpr,
+    floor,
     WRITE: tl.constexpr,
     POOL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y = relu((c - mean) * scale + bias + residual), the residual as it is or normalised too.
+    """y = max((c - mean) * scale + bias + residual, floor), the residual as it is or normalised too.
 
     POOL also gives each tile's mean; a tile then is one image.
     """
@@ -144,8 +144,7 @@ def forward_kernel(
             if residual_mean_SC is not None:
                 residual = (residual - residual_mean[None, :]) * residual_scale[None, :]
             y += residual
-        if RELU:
-            y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)  # as torch.relu: a NaN must not become a 0
+        y = tl.maximum(y, floor, propagate_nan=tl.PropagateNan.ALL)  # as torch.relu: a NaN must not become a 0
         y = y.to(c_MC.dtype.element_ty)
         if WRITE:
             tl.store(y_MC + place, y, mask=mask)
@@ -208,7 +207,7 @@ def sum_kernel(
                 z += tl.load(residual_bias_C + cols, mask=inside, other=0.0)[None, :]
             elif residual_MC is not None:
                 z += tl.load(residual_MC + out_place, mask=mask, other=0.0).to(tl.float32)
-            y += tl.maximum(z, 0.0)
+            y += tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
         y = y.to(c_MC.dtype.element_ty)
         if WRITE:
             tl.store(y_MC + out_place, y, mask=mask)

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mlaan_kernels import batchnorm_act as op
 from mlaan_kernels.choice import Implementation
@@ -32,6 +33,7 @@ class BatchNormAct(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         c, residual, *numbers = ctx.saved_tensors
         norm, implementation = Norm(*numbers), ctx.implementation

@@ -78,7 +78,7 @@ def reduce(
     width: int,
 ) -> tuple[Tensor, Tensor]:
     """Sums (G, S, K, C), and dz (G * N, C, H, W)."""
-    alive = _before_relu(c, norm, residual, residual_norm, members, width) > 0 if relu else None
+    dead = _before_relu(c, norm, residual, residual_norm, members, width) <= 0 if relu else None
     normal = [(_wide(c) - _over(norm.mean, c)) * _over(norm.invstd, c)]
     if residual is not None and residual_norm is not None:
         centred = _wide(residual) - _over(residual_norm.mean, c)
@@ -89,7 +89,7 @@ def reduce(
         if spread is not None:
             total = total + (spread.to(total.dtype) / (c.shape[2] * c.shape[3]))[:, :, None, None]
         total = _repeated(total, members, width)
-        dz = (total if alive is None else torch.where(alive, total, 0)).to(c.dtype).expand_as(c)
+        dz = (total if dead is None else torch.where(dead, 0, total)).to(c.dtype).expand_as(c)
         all_dz.append(dz.contiguous(memory_format=torch.channels_last))
         products = [_wide(dz), *(_wide(dz) * factor for factor in normal)]
         all_sums.append(torch.stack([_sum(product, norm.slices) for product in products], 1))
@@ -101,11 +101,11 @@ def input_grad(dz: Tensor, c: Tensor, norm: Norm, sums: Tensor | None, relu: boo
     """dc (G * N, C, H, W)."""
     groups = dz.shape[0] // c.shape[0]
     centred = _wide(c) - _over(norm.mean, c)
-    alive = normalise(c, norm) > 0 if relu else None
+    dead = normalise(c, norm) <= 0 if relu else None
     rows = c.numel() // c.shape[1] // norm.slices
     out = []
     for g, one in enumerate(dz.chunk(groups)):
-        dc = _wide(one if alive is None else torch.where(alive, one, 0))
+        dc = _wide(one if dead is None else torch.where(dead, 0, one))
         if sums is not None:
             flat, sloped = (sums[g] / rows).unbind(1)
             dc = dc - _over(flat, c) - centred * _over(sloped * norm.invstd, c)

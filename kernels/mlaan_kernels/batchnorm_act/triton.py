@@ -1,5 +1,6 @@
 """Launches the Triton kernels. Weights, biases and numbers per channel are float32; maps of one call share a dtype."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from mlaan_kernels import launching
 from mlaan_kernels.batchnorm_act.backward_kernels import input_grad_kernel, reduce_kernel
-from mlaan_kernels.batchnorm_act.blocks import NORM, NORM_WARPS, Blocks, blocks_for, cdiv, reduced, tile_rows
+from mlaan_kernels.batchnorm_act.blocks import BLOCKS, HALF, NORM, NORM_WARPS, cdiv, reduce_blocks, tile_rows
 from mlaan_kernels.batchnorm_act.forward_kernels import forward_kernel, norm_kernel, statistics_kernel, sum_kernel
 from mlaan_kernels.batchnorm_act.variants import variants
 
@@ -22,15 +23,19 @@ class _Split(NamedTuple):
     tile: int
     tiles: int
     grid: tuple[int, int]
-    blocks: Blocks
 
 
 def _split(shape: Sequence[int], slices: int, tile: int | None = None) -> _Split:
     images, channels, height, width = shape
     rows = images * height * width // slices
     tile = tile or tile_rows(rows, slices, channels)
-    tiles, blocks = cdiv(rows, tile), blocks_for(channels)
-    return _Split(rows, tile, tiles, (slices * tiles, cdiv(channels, blocks.BLOCK_C)), blocks)
+    tiles = cdiv(rows, tile)
+    return _Split(rows, tile, tiles, (slices * tiles, cdiv(channels, BLOCKS.BLOCK_C)))
+
+
+def _floor(relu: bool) -> float:
+    """What is not above it a ReLU cuts off."""
+    return 0.0 if relu else -math.inf
 
 
 def statistics(c: Tensor, slices: int) -> tuple[Tensor, Tensor]:
@@ -41,7 +46,7 @@ def statistics(c: Tensor, slices: int) -> tuple[Tensor, Tensor]:
         statistics_kernel,
         split.grid,
         *(c, sums, squares, split.rows, split.tile, split.tiles, c.shape[1]),
-        **split.blocks._asdict(),
+        **BLOCKS._asdict(),
     )
     return sums, squares
 
@@ -95,11 +100,12 @@ def forward(
     pooled = c.new_empty(out[:2], dtype=torch.float32) if pool else None
     maps = (c, mean, scale, bias, residual, residual_mean, residual_scale, residual_bias, y, pooled)
     numbers = (split.rows, split.tile, split.tiles, channels)
-    flags = {"WRITE": write, "POOL": pool} | split.blocks._asdict()
+    flags = {"WRITE": write, "POOL": pool}
     if members == 1:
-        launching.launch(forward_kernel, split.grid, *maps, *numbers, RELU=relu, **flags)
+        launching.launch(forward_kernel, split.grid, *maps, *numbers, _floor(relu), **flags, **BLOCKS._asdict())
     else:
-        launching.launch(sum_kernel, split.grid, *maps, *numbers, width, MEMBERS=members, **flags)
+        flags["MEMBERS"] = members
+        launching.launch(sum_kernel, split.grid, *maps, *numbers, width, **flags, **HALF._asdict())
     return [tensor for tensor in (y, pooled) if tensor is not None]
 
 
@@ -129,13 +135,27 @@ def reduce(
     dz = None
     if write:
         dz = torch.empty((groups * n, *c.shape[1:]), dtype=c.dtype, device=c.device, memory_format=torch.channels_last)
+    parts = sum((d is not None) << g | (p is not None) << g + 2 for g, (d, p) in enumerate(zip(dense, pooled)))
+    maps = [c if d is None else d for d in dense]  # what is absent is not read, but must be an address
+    means = [mean if p is None else p for p in pooled] if parts >> 2 else [None]
     launching.launch(
         reduce_kernel,
         split.grid,
-        *(dense[0], dense[-1], pooled[0], pooled[-1], c, mean, invstd, scale, bias),
-        *(residual, residual_mean, residual_invstd, residual_scale, residual_bias, dz, sums),
-        *(n * height * last, height * last, split.rows, split.tile, split.tiles, channels, width),
-        **{"GROUPS": groups, "RELU": relu, "MEMBERS": members} | reduced(split.blocks, groups)._asdict(),
+        *(
+            maps[0],
+            maps[-1],
+            means[0],
+            means[-1],
+            c,
+            mean,
+            invstd,
+            scale,
+            bias,
+            residual if relu or kinds == 3 else None,
+        ),
+        *(residual_mean, residual_invstd, residual_scale, residual_bias, dz, sums),
+        *(n * height * last, height * last, split.rows, split.tile, split.tiles, channels, width, parts, _floor(relu)),
+        **{"GROUPS": groups, "MEMBERS": members} | reduce_blocks(groups, members)._asdict(),
     )
     return [sums.sum(2)] + ([] if dz is None else [dz])
 
@@ -158,6 +178,6 @@ def input_grad(
         input_grad_kernel,
         split.grid,
         *(dz, c, mean, invstd, scale, bias, sums, out, c.numel() // c.shape[1]),
-        *(slices, split.rows, split.tile, split.tiles, c.shape[1]),
-        **{"GROUPS": groups, "RELU": relu} | split.blocks._asdict(),
+        *(slices, split.rows, split.tile, split.tiles, c.shape[1], _floor(relu)),
+        **{"GROUPS": groups} | BLOCKS._asdict(),
     )

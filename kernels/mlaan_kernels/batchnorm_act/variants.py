@@ -1,8 +1,4 @@
-"""Every form of the kernels that ships, for compilation without a GPU.
-
-Not every form that may be launched is listed. The widest block comes with all flags in bfloat16, and with the fewest
-and the most of them in each dtype; the other blocks come with the fewest flags in each dtype. What else may be launched
-has the flags of one listed and the block and dtype of another: a thread has as many numbers of a map in any block.
+"""Every form of the kernels that may be launched, for compilation without a GPU.
 
 Channels and addresses are multiples of 16, as in networks; elsewhere Triton compiles the same with narrower loads, and
 it compiles anew where another number is a multiple of 16, or 1.
@@ -15,103 +11,73 @@ from typing import Any
 import torch
 
 from mlaan_kernels.batchnorm_act.backward_kernels import input_grad_kernel, reduce_kernel
-from mlaan_kernels.batchnorm_act.blocks import BLOCKS, NORM, NORM_WARPS, Blocks, reduced
+from mlaan_kernels.batchnorm_act.blocks import BLOCKS, HALF, NORM, NORM_WARPS, Blocks, reduce_blocks
 from mlaan_kernels.batchnorm_act.forward_kernels import forward_kernel, norm_kernel, statistics_kernel, sum_kernel
 from mlaan_kernels.launching import POINTERS, Variant
 
 Form = tuple[str, set[str], dict[str, Any]]
 """Words for the name, pointers that are absent, flags."""
 
-PARTS = {"dense": (True, False), "pooled": (False, True), "both": (True, True)}
-"""Parts of a cotangent, by name: dense, pooled."""
+NUMBERS = {"residual_mean_SC", "residual_invstd_SC", "residual_scale_SC", "residual_bias_C"}
+RESIDUALS = {"": NUMBERS | {"residual_MC"}, " residual": NUMBERS, " residual-norm": set[str]()}
+"""By name: what is absent where a residual is not there, plain, or to be normalised."""
 
 
 def variants() -> list[Variant]:
-    """See the module's docstring for which."""
+    """All of them."""
+    forward = [*_maps("statistics", statistics_kernel, [("", set(), {})]), *_norms()]
+    forward += [
+        *_maps("forward", forward_kernel, _forward_forms({})),
+        *_maps("sum", sum_kernel, _forward_forms({"MEMBERS": 2})),
+    ]
     return [
-        *_maps("statistics", statistics_kernel, [("", set(), {})]),
-        *_norms(),
-        *_maps("forward", forward_kernel, _forward_forms()),
-        *_maps("sum", sum_kernel, _sum_forms()),
+        *forward,
         *_maps("reduce", reduce_kernel, _reduce_forms()),
         *_maps("input_grad", input_grad_kernel, _input_grad_forms()),
     ]
 
 
-def _forward_forms() -> list[Form]:
-    """From the fewest flags to the most."""
-    residuals = {
-        "": {"residual_MC", "residual_mean_SC", "residual_scale_SC", "residual_bias_C"},
-        " residual": {"residual_mean_SC", "residual_scale_SC", "residual_bias_C"},
-        " residual-norm": set[str](),
-    }
+def _forward_forms(flags: dict[str, Any]) -> list[Form]:
+    found: list[Form] = []
     outputs = {"": (True, False), " pool": (False, True), " write+pool": (True, True)}
-    found: list[Form] = []
-    for residual, relu, (output, (write, pool)) in product(residuals, (False, True), outputs.items()):
-        absent = residuals[residual] | (set() if write else {"y_MC"}) | (set() if pool else {"pooled_IC"})
-        words = " relu" * relu + output + residual
-        found.append((words, absent, {"RELU": relu, "WRITE": write, "POOL": pool}))
-    return found
-
-
-def _sum_forms() -> list[Form]:
-    """Of a leap block and its twin: two members."""
-    found: list[Form] = []
-    for words, absent, flags in _forward_forms():
-        if flags["RELU"] and (words.endswith("residual") or words.endswith("norm")):
-            found.append((words, absent, {"MEMBERS": 2} | {name: flags[name] for name in ("WRITE", "POOL")}))
+    for (residual, absent), (output, (write, pool)) in product(RESIDUALS.items(), outputs.items()):
+        outside = (set() if write else {"y_MC"}) | (set() if pool else {"pooled_IC"})
+        found.append((output + residual, absent | outside, {**flags, "WRITE": write, "POOL": pool}))
     return found
 
 
 def _reduce_forms() -> list[Form]:
-    """From the fewest flags to the most."""
-    cotangents = [(one,) for one in PARTS] + list(product(PARTS, PARTS))
-    norm_of_residual = {
-        name for name in reduce_kernel.arg_names if name.startswith("residual_") and name != "residual_MC"
-    }
-    residuals = {"": norm_of_residual | {"residual_MC"}, " residual": norm_of_residual, " residual-norm": set[str]()}
     found: list[Form] = []
-    for members, residual, kinds, relu, write in product((1, 2), residuals, cotangents, (False, True), (False, True)):
-        plain = residual == "" and members == 1
-        if (not write and not (plain and set(kinds) == {"dense"})) or (residual == " residual" and not relu):
-            continue  # dz is not the cotangent itself: it must be written; only a mask needs a plain residual
-        if members == 2 and (residual == "" or len(kinds) == 2 or not relu):
-            continue  # leap networks: blocks, one cotangent
-        absent = residuals[residual] | (set() if write else {"dz_GMC"})
-        if residual == " residual-norm" and not relu:
-            absent = absent | {"residual_scale_SC", "residual_bias_C"}
-        for g, kind in enumerate((kinds * 2)[:2]):
-            dense, pooled = PARTS[kind]
-            absent = absent | (set() if dense else {f"dense{g}_MC"}) | (set() if pooled else {f"pooled{g}_IC"})
-        words = " " + ",".join(kinds) + " relu" * relu + " write" * write + residual + " sum" * (members == 2)
-        found.append((words, absent, {"GROUPS": len(kinds), "RELU": relu, "MEMBERS": members}))
+    for members, (residual, absent), groups, pooled, write in product(
+        (1, 2), RESIDUALS.items(), (1, 2), (False, True), (True, False)
+    ):
+        if not write and (pooled or residual or members > 1):
+            continue  # `input_grad` could not mask
+        outside = (set() if pooled else {"pooled0_IC", "pooled1_IC"}) | (set() if write else {"dz_GMC"})
+        words = f" {groups}" + (" any" if pooled else " dense") + " write" * write + residual + " sum" * (members == 2)
+        found.append((words, absent | outside, {"GROUPS": groups, "MEMBERS": members}))
     return found
 
 
 def _input_grad_forms() -> list[Form]:
-    """From the fewest flags to the most."""
     found: list[Form] = []
-    for groups, relu, batch in product((1, 2), (False, True), (False, True)):
-        words = f" {groups}" + " relu" * relu + " batch" * batch
-        found.append((words, set() if batch else {"sums_GSKC"}, {"GROUPS": groups, "RELU": relu}))
+    for groups, batch in product((1, 2), (True, False)):
+        words = f" {groups}" + (" batch" if batch else " running")
+        found.append((words, set() if batch else {"sums_GSKC"}, {"GROUPS": groups}))
     return found
 
 
 def _maps(name: str, kernel: Any, forms: list[Form]) -> Iterator[Variant]:
-    for form, (dtype, blocks) in product(forms, product(POINTERS, BLOCKS)):
-        widest = blocks == BLOCKS[-1] and (dtype == torch.bfloat16 or form is forms[-1])
-        if widest or form is forms[0]:
-            groups = form[2]["GROUPS"] if kernel is reduce_kernel else 1
-            yield _of(name, kernel, dtype, reduced(blocks, groups), *form)
-
-
-def _of(
-    name: str, kernel: Any, dtype: torch.dtype, blocks: Blocks, words: str, absent: set[str], flags: Mapping[str, Any]
-) -> Variant:
-    flags = {**flags, **blocks._asdict()}
-    signature = {a: _kind(a, dtype) for a in kernel.arg_names if a not in absent and a not in flags}
-    title = f"batchnorm_act {name} {POINTERS[dtype].strip('*')} {blocks.BLOCK_M}x{blocks.BLOCK_C}{words}"
-    return Variant(title, kernel, signature, {**flags, **dict.fromkeys(absent)})
+    for dtype, (words, absent, flags) in product(POINTERS, forms):
+        absent = absent & set(kernel.arg_names)
+        if kernel is reduce_kernel:
+            blocks = reduce_blocks(flags["GROUPS"], flags["MEMBERS"])
+        else:
+            blocks = HALF if kernel is sum_kernel else BLOCKS
+        constants = {**flags, **blocks._asdict(), **dict.fromkeys(absent)}
+        signature = {a: _kind(a, dtype) for a in kernel.arg_names if a not in constants}
+        title = f"batchnorm_act {name} {POINTERS[dtype].strip('*')} {blocks.BLOCK_M}x{blocks.BLOCK_C}{words}"
+        yield Variant(title, kernel, signature, constants)
 
 
 def _kind(argument: str, dtype: torch.dtype) -> str:
@@ -119,7 +85,7 @@ def _kind(argument: str, dtype: torch.dtype) -> str:
         return POINTERS[dtype] + ":16"
     if argument.endswith("C") and argument != "C":
         return "*fp32:16"
-    return "i32:16" if argument == "C" else "i32"
+    return {"C": "i32:16", "width": "i32:16", "floor": "fp32"}.get(argument, "i32")
 
 
 def _norms() -> Iterator[Variant]:

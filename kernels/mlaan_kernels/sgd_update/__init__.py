@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mlaan_kernels.library import Implementation, use_native
 from mlaan_kernels.sgd_update import native, reference
-from mlaan_kernels.sgd_update.arguments import Twin, check_scalars, check_tensors
+from mlaan_kernels.updates.arguments import Twin, Update, check_at_least_zero
 
 __all__ = ["Twin", "sgd_update"]
 
@@ -19,56 +19,67 @@ def sgd_update(
     momenta: Sequence[Tensor],
     twins: Sequence[Twin],
     *,
-    learning_rate: float,
+    learning_rate: float | Tensor,
     momentum: float,
     nesterov: bool,
     weight_decay: float,
+    masters: Sequence[Tensor] = (),
     inverse_scale: float = 1.0,
+    grad_scale: Tensor | None = None,
     check_finite: bool = False,
+    finite: Tensor | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor | None:
     """Updates parameters, momenta and twins in place; the maths is in this folder's README.
 
-    The rule is that of torch.optim.SGD with dampening 0, momenta starting at zero. Twins move first, towards
-    the parameter's value of before the step. Nothing may overlap in memory, except that a gradient is only
-    read. Nothing waits for the device, and on CUDA the work goes to the current stream.
+    The rule is that of torch.optim.SGD with dampening 0. Twins move first,
+    towards the weights of before the step. Nothing may overlap in memory, except that a gradient is only read.
+    Nothing waits for the device, and on CUDA the work goes to the current stream.
 
     Args:
-        params: float32 or float64, all alike, on one device, each dense in memory (any order of dimensions).
-        grads: one per parameter, of its shape and dtype, or bfloat16 or float16 for float32 parameters (all
-            alike); strides may differ from the parameter's, at the price of a copy.
-        momenta: one per parameter, of its shape, strides and dtype; may be empty if momentum is 0.
-        twins: none, one or several per parameter, of its shape, strides and dtype.
-        learning_rate: step size.
+        params: float32 or float64, all alike, on one device, each dense in memory (any order of dimensions);
+            or bfloat16 with masters.
+        grads: one per parameter, of its shape; float64 for float64 params, else float32, bfloat16 or float16 (all
+            alike). Strides may differ from the parameter's, at the price of a copy.
+        momenta: one per parameter, of its shape, strides and dtype (float32 with masters), from zeros; may be empty
+            if momentum is 0.
+        twins: none, one or several per parameter, of its shape, strides and dtype (float32 with masters).
+        learning_rate: step size; as one float32 on the device it may change under a captured CUDA graph.
         momentum: share of the old momentum that stays, >= 0; 0 leaves the momenta alone.
         nesterov: step along gradient + momentum * momenta; needs momentum > 0.
-        weight_decay: times the parameter, added to the unscaled gradient.
+        weight_decay: times the weight, added to the unscaled gradient.
+        masters: float32 copies of bfloat16 params, of their shapes and strides: the update runs on them.
         inverse_scale: gradients are multiplied by it first: 1 / loss scale.
+        grad_scale: one float32 on the device by which they are multiplied too, such as a `clip_coefficient`.
         check_finite: look for inf and NaN in the gradients as they come in, and skip everything if any.
+        finite: one bool on the device; where it is False everything is skipped.
         implementation: "auto", "reference" or "native"; see `mlaan_kernels.library`.
 
     Returns:
-        With check_finite an int32 tensor of shape () on the device: 1 if the update was skipped, else 0.
-        Without it None.
+        With check_finite or finite an int32 tensor of shape () on the device: 1 if the update was skipped,
+        else 0. Without them None.
 
     Raises:
-        ValueError: lengths, shapes, strides, dtypes or devices do not fit; the message names the tensor.
+        ValueError: lengths, shapes, strides, dtypes, devices or numbers do not fit; the message names the culprit.
         mlaan_kernels.library.NativeUnavailableError: "native" was asked for and cannot run.
     """
-    check_scalars(momentum, nesterov)
-    if not params:
-        check_tensors(params, grads, momenta, twins, momentum)
-        return torch.zeros((), dtype=torch.int32) if check_finite else None
-    module = native if use_native("sgd_update", implementation, params[0].device) else reference
-    return module.sgd_update(
+    check_at_least_zero(momentum=momentum)
+    if nesterov and momentum == 0:
+        raise ValueError("nesterov is set while momentum is 0: give a momentum above 0, or nesterov=False")
+    update = Update(
         params,
         grads,
-        momenta,
+        {"momenta": momenta},
         twins,
-        learning_rate=learning_rate,
-        momentum=momentum,
-        nesterov=nesterov,
-        weight_decay=weight_decay,
+        learning_rate,
+        uses_states=momentum != 0,
+        masters=masters,
         inverse_scale=inverse_scale,
+        grad_scale=grad_scale,
         check_finite=check_finite,
+        finite=finite,
     )
+    if not params:
+        return update.of_nothing()
+    module = native if use_native("sgd_update", implementation, params[0].device) else reference
+    return module.sgd_update(update, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)

@@ -1,0 +1,8 @@
+#include "adamw_update.h"
+#include "multi_tensor_cpu.h"
+
+namespace mlaan {
+
+void launch(const Update& update, const AdamW<double>& rule) { run_update<AdamW>(update, rule); }
+
+}  // namespace mlaan
