@@ -1,6 +1,6 @@
 """How Triton kernels are launched, and in which variants they ship."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,9 +58,27 @@ def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) 
         kernel[tuple(grid)](*arguments, **constants)
 
 
-def autotuned(configs: Sequence[triton.Config], key: Sequence[str]) -> Any:
-    """`triton.autotune`; under the interpreter the first of the configs, which is all that it can take."""
-    return triton.autotune(configs=list(configs[:1] if INTERPRETED else configs), key=list(key))
+def autotuned(configs: Sequence[triton.Config], key: Sequence[str], restore: Sequence[str] = ()) -> Any:
+    """`triton.autotune`, with short trials whose outcome is kept on disk for the next process.
+
+    The interpreter takes one config, the first.
+
+    Args:
+        key: arguments whose values are tuned for, beside the dtypes.
+        restore: pointers that the kernel reads and writes in place: trials start from the same values, and leave them.
+    """
+    return triton.autotune(
+        configs=list(configs[:1] if INTERPRETED else configs),
+        key=list(key),
+        restore_value=list(restore) or None,
+        do_bench=_short_bench,
+        cache_results=not INTERPRETED,
+    )
+
+
+def _short_bench(run: Callable[[], None], quantiles: Sequence[float]) -> Any:
+    """Milliseconds at the quantiles, of about 20 ms of trials instead of 100."""
+    return triton.testing.do_bench(run, warmup=5, rep=20, quantiles=list(quantiles))
 
 
 def dot_precision(dtype: torch.dtype) -> str:

@@ -14,6 +14,7 @@ from mlaan.cli.arguments import Overrides
 from mlaan.cli.evaluate import without_weights
 from mlaan.cli.settings import load_config
 from mlaan.config import Config, dumps
+from mlaan.engine import Engine
 from mlaan.errors import UserError
 from mlaan.observe.display import choose_display
 from mlaan.observe.environment import differences, environment
@@ -66,7 +67,7 @@ def _train(folder: RunFolder, config: Config, parts: Parts, saved: Checkpoint | 
     with StopRequest() as stop:
         recorder = Recorder(folder, config, engine, train_batches, state, metrics, display, stop)
         try:
-            for line in _open(folder, config, engine.device, state, metrics):
+            for line in _open(folder, config, engine, state, metrics):
                 display.say(line)
             if not saved:
                 recorder.save()
@@ -78,8 +79,8 @@ def _train(folder: RunFolder, config: Config, parts: Parts, saved: Checkpoint | 
             return end.exit_code if isinstance(end, Stopped) else 130
         except torch.OutOfMemoryError:
             raise UserError(
-                "the GPU's memory does not do: lower data.batch, or set memory.schedule = 'lean' or "
-                "memory.recompute = 'once'"
+                "the GPU's memory does not do: lower data.batch, or set memory.schedule = 'lean', or "
+                "memory.recompute = 'fused' or 'once'"
             ) from None
         finally:
             recorder.close()
@@ -96,11 +97,10 @@ def _restore(saved: Checkpoint, parts: Parts, state: TrainState, folder: RunFold
     checkpoint.set_random_state(saved.random, parts.engine.device)
 
 
-def _open(
-    folder: RunFolder, config: Config, device: torch.device, state: TrainState, metrics: MetricsLog
-) -> Iterator[str]:
+def _open(folder: RunFolder, config: Config, engine: Engine, state: TrainState, metrics: MetricsLog) -> Iterator[str]:
     """Records where the run runs, and gives the lines to say about it."""
-    here = environment(device)
+    here = environment(engine.device) | {"kernels": engine.kernels}
+    device = f"{engine.device} with Triton kernels" if engine.kernels == "triton" else f"{engine.device}"
     what = f"{config.model.name} by {config.method.name} on {config.data.name}"
     if not state.step:
         folder.write_environment(here)

@@ -23,7 +23,7 @@ PACKAGES = (
 )
 """Distributions whose versions are recorded; those that are not installed are None."""
 
-_MATTERS = ("torch", "threads", "device", "cpu", "gpus")
+_MATTERS = ("torch", "threads", "device", "cpu", "gpus", "kernels")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
