@@ -1,7 +1,7 @@
 """What the tests of the SGD operator share: inputs, rules, devices and comparisons."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -84,3 +84,12 @@ def assert_native_is_reference(state: State, **arguments: Any) -> None:
             assert native.item() == reference.item()
     assert_close(state.written(), other.written())
     assert_same(state.grads, grads)
+
+
+def kernels_launched(work: Callable[[], object]) -> list[str]:
+    """The names of the CUDA kernels that `work` launches, without those that would poison fresh memory."""
+    torch.use_deterministic_algorithms(False)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    return [event.name for event in profile.events() or [] if event.device_type == torch.profiler.DeviceType.CUDA]

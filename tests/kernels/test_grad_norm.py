@@ -1,14 +1,16 @@
 """The norm of all gradients and the clipping by it, against PyTorch's own."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernels.sgd_cases import SIZES, assert_close, devices, forms
+from kernels.sgd_cases import SIZES, assert_close, devices, forms, kernels_launched
 from kernels.update_cases import RULES, Rule, make_case, rules
 from mlaan_kernels.grad_norm import clip_coefficient, grad_norm
+from mlaan_kernels.library import Implementation
 from mlaan_kernels.updates.native import operator
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -30,7 +32,7 @@ def exact(grads: list[Tensor]) -> float:
 @forms
 @pytest.mark.parametrize("dtype", DTYPES, ids=["f64", "f32", "bf16", "f16"])
 @pytest.mark.parametrize("count", [1, 800], ids=["one_launch", "several"])
-def test_norm_of_everything(device: str, implementation: str, dtype: torch.dtype, count: int) -> None:
+def test_norm_of_everything(device: str, implementation: Implementation, dtype: torch.dtype, count: int) -> None:
     grads = draw([*SIZES, *[(3,)] * count], dtype, device)
     norm, finite = grad_norm(grads, 0.125, implementation=implementation)
     assert norm.dtype == torch.float32
@@ -43,7 +45,7 @@ def test_norm_of_everything(device: str, implementation: str, dtype: torch.dtype
 
 @devices
 @forms
-def test_any_layout(device: str, implementation: str) -> None:
+def test_any_layout(device: str, implementation: Implementation) -> None:
     base = draw([(6, 5, 3, 3), (40,)], torch.float32, device)
     grads = [
         base[0].contiguous(memory_format=torch.channels_last),
@@ -61,7 +63,9 @@ def test_any_layout(device: str, implementation: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=["f64", "f32", "bf16", "f16"])
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("where", [(0, 0), (4, 100002), (6, 5)], ids=str)
-def test_one_bad_element(device: str, implementation: str, dtype: torch.dtype, value: float, where: tuple) -> None:
+def test_one_bad_element(
+    device: str, implementation: Implementation, dtype: torch.dtype, value: float, where: tuple
+) -> None:
     grads = draw(SIZES, dtype, device)
     grads[where[0]].view(-1)[where[1]] = value
     norm, finite = grad_norm(grads, implementation=implementation)
@@ -72,7 +76,7 @@ def test_one_bad_element(device: str, implementation: str, dtype: torch.dtype, v
 
 @devices
 @forms
-def test_huge_but_finite(device: str, implementation: str) -> None:
+def test_huge_but_finite(device: str, implementation: Implementation) -> None:
     grads = [torch.full((33,), 1e38, device=device)]
     norm, finite = grad_norm(grads, 1e-38, implementation=implementation)
     assert finite.item() is True
@@ -81,7 +85,7 @@ def test_huge_but_finite(device: str, implementation: str) -> None:
 
 @devices
 @forms
-def test_nothing(device: str, implementation: str) -> None:
+def test_nothing(device: str, implementation: Implementation) -> None:
     for grads in ([], [torch.zeros(0, 3, device=device)]):
         norm, finite = grad_norm(grads, implementation=implementation)
         assert norm.item() == 0.0
@@ -106,7 +110,7 @@ def test_the_same_bits_every_time(device: str) -> None:
 @forms
 @rules
 @pytest.mark.parametrize("max_norm", [0.1, 1e6], ids=["clipped", "not"])
-def test_clipping_equals_torch(device: str, implementation: str, rule: Rule, max_norm: float) -> None:
+def test_clipping_equals_torch(device: str, implementation: Implementation, rule: Rule, max_norm: float) -> None:
     """One pass with the coefficient, against clip_grad_norm_ and an update of what it leaves."""
     case = make_case(rule, SIZES, torch.float32, device)
     other = make_case(rule, SIZES, torch.float32, device)
@@ -124,7 +128,7 @@ def test_clipping_equals_torch(device: str, implementation: str, rule: Rule, max
 
 @devices
 @forms
-def test_a_norm_that_is_not_finite_leaves_weights_alone(device: str, implementation: str) -> None:
+def test_a_norm_that_is_not_finite_leaves_weights_alone(device: str, implementation: Implementation) -> None:
     case = make_case(RULES["lamb"], SIZES, device=device)
     case.grads[4][7] = float("nan")
     before = [tensor.clone() for tensor in case.written()]
@@ -153,7 +157,7 @@ def test_coefficient() -> None:
     ],
     ids=["mixed", "int"],
 )
-def test_misfits_are_named(implementation: str, dtypes: tuple, message: str) -> None:
+def test_misfits_are_named(implementation: Implementation, dtypes: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grad_norm([torch.zeros(3, dtype=dtype) for dtype in dtypes], implementation=implementation)
 
@@ -168,8 +172,5 @@ def test_the_operator_keeps_its_promises_to_torch() -> None:
 def test_two_launches(device: str) -> None:
     grads = draw([(64,)] * 400, torch.float32, device)
     grad_norm(grads, implementation="native")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        grad_norm(grads, implementation="native")
-        torch.cuda.synchronize()
-    kernels = [event.name for event in profile.events() or [] if event.device_type == torch.profiler.DeviceType.CUDA]
+    kernels = kernels_launched(partial(grad_norm, grads, implementation="native"))
     assert len(kernels) == 2, kernels

@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernels.sgd_cases import RULES, State, assert_close, assert_same, devices, forms, make_state
+from kernels.sgd_cases import RULES, State, assert_close, assert_same, devices, forms, kernels_launched, make_state
 from mlaan_kernels.library import Implementation, use_native
 from mlaan_kernels.sgd_update import Twin, sgd_update
 
@@ -131,10 +132,6 @@ def test_one_launch_and_two_with_the_check(device: str) -> None:
     state = make_state([(64,)] * 60, device=device)
     sgd_update(*state, **RULES["nesterov"], check_finite=True, implementation="native")
     for check_finite, expected in ((False, 1), (True, 2)):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            sgd_update(*state, **RULES["nesterov"], check_finite=check_finite, implementation="native")
-            torch.cuda.synchronize()
-        kernels = [
-            event.name for event in profile.events() or [] if event.device_type == torch.profiler.DeviceType.CUDA
-        ]
+        rule = {**RULES["nesterov"], "check_finite": check_finite, "implementation": "native"}
+        kernels = kernels_launched(partial(sgd_update, *state, **rule))
         assert len(kernels) == expected, kernels

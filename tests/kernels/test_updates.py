@@ -140,6 +140,21 @@ def test_memory_formats(device: str, rule: Rule, last: bool) -> None:
 
 
 @devices
+@forms
+@rules
+def test_gradients_with_gaps_and_overlaps(device: str, implementation: str, rule: Rule) -> None:
+    """Every other column of a larger tensor, and one row for all, do what their dense copies do."""
+    case = make_case(rule, [(7, 5), (4, 3, 3)], device=device, twin_counts=(1,))
+    case.grads = [case.grads[0].repeat_interleave(2, dim=1)[:, ::2], case.grads[1][:1].expand(4, 3, 3)]
+    dense = copy.deepcopy(case)
+    dense.grads = [grad.contiguous() for grad in case.grads]
+    assert not case.grads[0].is_contiguous()
+    case(implementation, check_finite=True)
+    dense(implementation, check_finite=True)
+    assert_same(case.written(), dense.written())
+
+
+@devices
 @rules
 @pytest.mark.parametrize("masters", [False, True], ids=["f32", "masters"])
 def test_views_at_odd_addresses(device: str, rule: Rule, masters: bool) -> None:

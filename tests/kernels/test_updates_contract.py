@@ -1,12 +1,13 @@
 """The updates' manners, each rule in turn: refusals, autograd, fake tensors, CUDA graphs and launches."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from kernels.sgd_cases import assert_close, assert_same, devices, forms
+from kernels.sgd_cases import assert_close, assert_same, devices, forms, kernels_launched
 from kernels.update_cases import ADAM, RULES, Case, Rule, make_case, rules
 from mlaan_kernels.updates.native import operator
 
@@ -170,10 +171,5 @@ def test_launches(device: str, rule: Rule) -> None:
     case = make_case(rule, [(64,)] * 400, device=device, twin_counts=(1,))
     case("native", check_finite=True)
     for check_finite in (False, True):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            case("native", check_finite=check_finite)
-            torch.cuda.synchronize()
-        kernels = [
-            event.name for event in profile.events() or [] if event.device_type == torch.profiler.DeviceType.CUDA
-        ]
+        kernels = kernels_launched(partial(case, "native", check_finite=check_finite))
         assert len(kernels) == 1 + (check_finite or rule.norms), kernels

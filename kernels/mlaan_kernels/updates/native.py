@@ -1,7 +1,7 @@
 """Updates through the compiled operators mlaan::<rule>_update (csrc/multi_tensor*, csrc/<rule>_update*)."""
 
 import functools
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def run(name: str, update: Update, *numbers: float) -> Tensor | None:
 
 
 @functools.cache
-def operator(name: str) -> Callable[..., None]:
+def operator(name: str) -> Any:
     """torch.ops.mlaan.`name`, which only changes tensors that it is given; so much for fake tensors."""
     torch.library.register_fake(f"mlaan::{name}", lambda *arguments: None)
     return getattr(torch.ops.mlaan, name).default
