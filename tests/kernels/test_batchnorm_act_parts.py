@@ -73,9 +73,9 @@ def test_slices_are_separate_calls(device: str, implementation: Any) -> None:
     for s, part in enumerate(c.chunk(3)):
         alone = batch_norm(one_by_one, part, implementation=implementation)
         for name in ("mean", "invstd", "scale"):
-            assert_near(getattr(norm, name)[s], getattr(alone, name)[0], 1e-6, name)
+            assert_near(getattr(norm, name)[s], getattr(alone, name)[0], 1e-5, name)
     for (name, found), wanted in zip(joined.named_buffers(), one_by_one.buffers(), strict=True):
-        assert_near(found, wanted, 1e-6, name)
+        assert_near(found, wanted, 1e-5, name)
     assert joined.num_batches_tracked == 3
 
 
@@ -153,7 +153,7 @@ def test_one_norm_in_evaluation_mode(device: str, implementation: Any, frozen: s
     assert_near(y, torch.cat([half["y"] for half in halves]), 1e-6)
     sums, _ = reduce(
         *(joined.dense, joined.pooled, joined.c, norms[0]),
-        **{"y": y, "residual": joined.residual, "residual_norm": norms[1], "implementation": implementation},
+        **{"residual": joined.residual, "residual_norm": norms[1], "implementation": implementation},
     )
     assert sums.shape == (1, 2, 3, 19)
     for s, half in enumerate(halves):

@@ -123,10 +123,9 @@ def batch_norm(
     moves = norm.training and norm.track_running_stats and norm.running_mean is not None
     if moves and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(partials.sums.shape[0])
-    weight, bias = (
-        torch.cat([x.detach() for x in some]) if len(some) > 1 else some[0].detach()
-        for some in ([one.weight for one in norms], [one.bias for one in norms])
-    )
+    weight, bias = norm.weight.detach(), norm.bias.detach()
+    if len(norms) > 1:
+        weight, bias = (torch.cat([getattr(one, name).detach() for one in norms]) for name in ("weight", "bias"))
     return merge(
         partials,
         weight,

@@ -1,7 +1,7 @@
 """Triton kernels of the backward: ReLU's mask and the sums that BatchNorm needs, then the gradient of its input.
 
 Legend as in forward_kernels.py; I images. Up to two cotangents are carried at once: cotangent g of row m is row
-g * M + m wherever they are stacked. What a ReLU did not let through is what is not above its floor: 0, or -inf for none.
+g * M + m wherever they are stacked. A ReLU let through what is above its floor: 0, or -inf where there is none.
 """
 # pyright: reportPossiblyUnboundVariable=false, reportGeneralTypeIssues=false
 

@@ -34,7 +34,7 @@ class BatchNormAct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         c, residual, *numbers = ctx.saved_tensors
         norm, implementation = Norm(*numbers), ctx.implementation
         dy = grads[0].contiguous(memory_format=torch.channels_last)

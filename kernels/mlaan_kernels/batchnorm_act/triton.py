@@ -104,8 +104,8 @@ def forward(
     if members == 1:
         launching.launch(forward_kernel, split.grid, *maps, *numbers, _floor(relu), **flags, **BLOCKS._asdict())
     else:
-        flags["MEMBERS"] = members
-        launching.launch(sum_kernel, split.grid, *maps, *numbers, width, **flags, **HALF._asdict())
+        pair = {"MEMBERS": members} | HALF._asdict()
+        launching.launch(sum_kernel, split.grid, *maps, *numbers, width, **flags, **pair)
     return [tensor for tensor in (y, pooled) if tensor is not None]
 
 
@@ -135,25 +135,16 @@ def reduce(
     dz = None
     if write:
         dz = torch.empty((groups * n, *c.shape[1:]), dtype=c.dtype, device=c.device, memory_format=torch.channels_last)
-    parts = sum((d is not None) << g | (p is not None) << g + 2 for g, (d, p) in enumerate(zip(dense, pooled)))
+    parts = sum((dense[g] is not None) << g | (pooled[g] is not None) << g + 2 for g in range(groups))
     maps = [c if d is None else d for d in dense]  # what is absent is not read, but must be an address
     means = [mean if p is None else p for p in pooled] if parts >> 2 else [None]
+    if not relu and residual_mean is None:
+        residual = None  # only the mask needs a plain one
     launching.launch(
         reduce_kernel,
         split.grid,
-        *(
-            maps[0],
-            maps[-1],
-            means[0],
-            means[-1],
-            c,
-            mean,
-            invstd,
-            scale,
-            bias,
-            residual if relu or kinds == 3 else None,
-        ),
-        *(residual_mean, residual_invstd, residual_scale, residual_bias, dz, sums),
+        *(maps[0], maps[-1], means[0], means[-1], c, mean, invstd, scale, bias),
+        *(residual, residual_mean, residual_invstd, residual_scale, residual_bias, dz, sums),
         *(n * height * last, height * last, split.rows, split.tile, split.tiles, channels, width, parts, _floor(relu)),
         **{"GROUPS": groups, "MEMBERS": members} | reduce_blocks(groups, members)._asdict(),
     )

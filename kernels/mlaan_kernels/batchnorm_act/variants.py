@@ -4,14 +4,14 @@ Channels and addresses are multiples of 16, as in networks; elsewhere Triton com
 it compiles anew where another number is a multiple of 16, or 1.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
 import torch
 
 from mlaan_kernels.batchnorm_act.backward_kernels import input_grad_kernel, reduce_kernel
-from mlaan_kernels.batchnorm_act.blocks import BLOCKS, HALF, NORM, NORM_WARPS, Blocks, reduce_blocks
+from mlaan_kernels.batchnorm_act.blocks import BLOCKS, HALF, NORM, NORM_WARPS, reduce_blocks
 from mlaan_kernels.batchnorm_act.forward_kernels import forward_kernel, norm_kernel, statistics_kernel, sum_kernel
 from mlaan_kernels.launching import POINTERS, Variant
 
@@ -25,13 +25,11 @@ RESIDUALS = {"": NUMBERS | {"residual_MC"}, " residual": NUMBERS, " residual-nor
 
 def variants() -> list[Variant]:
     """All of them."""
-    forward = [*_maps("statistics", statistics_kernel, [("", set(), {})]), *_norms()]
-    forward += [
+    return [
+        *_maps("statistics", statistics_kernel, [("", set(), {})]),
+        *_norms(),
         *_maps("forward", forward_kernel, _forward_forms({})),
         *_maps("sum", sum_kernel, _forward_forms({"MEMBERS": 2})),
-    ]
-    return [
-        *forward,
         *_maps("reduce", reduce_kernel, _reduce_forms()),
         *_maps("input_grad", input_grad_kernel, _input_grad_forms()),
     ]
