@@ -40,7 +40,7 @@ def batchnorm_act(shape: tuple[int, int, int, int], residual: bool, compiled: bo
     """Training BatchNorm and ReLU, the residual between them or none.
 
     Forward: c for the statistics, c again, the residual, y. Backward: dy and c for the sums, dz and c again, dc; with a
-    residual also y for the mask, and dz, which is the residual's gradient.
+    residual also the residual for the mask, and dz, which is the residual's gradient.
     """
 
     norm = torch.nn.BatchNorm2d(shape[1])

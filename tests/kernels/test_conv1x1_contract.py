@@ -13,7 +13,6 @@ from kernels.forms import TOLERANCE, assert_near, devices, dtypes, randn
 from mlaan_kernels import launching
 from mlaan_kernels.choice import Implementation, interpreting
 from mlaan_kernels.conv1x1 import conv1x1, conv1x1_forward, conv1x1_input_grad, conv1x1_weight_grad
-from mlaan_kernels.conv1x1.tiles import TILES
 
 interpreted = pytest.mark.skipif(not interpreting(), reason="Triton's interpreter is off where there is a GPU")
 LAST = torch.channels_last
@@ -190,6 +189,10 @@ def test_variants_are_what_is_launched() -> None:
     for variant in listed:
         assert {*variant.signature, *variant.constants} == set(variant.kernel.arg_names), variant.name
         assert not variant.signature.keys() & variant.constants.keys()
-    assert len([v for v in listed if " weight_grad bfloat16" in v.name]) == 16 * len(weight_grad.SETTINGS[2])
-    settings = sum(len(kernels.PRODUCT[2, tile.columns]) for tile in TILES)
-    assert len([v for v in listed if " forward bfloat16" in v.name]) == 8 * settings
+    for kernel, flags, table in (
+        ("forward", 8, kernels.PRODUCT),
+        ("input_grad", 6, kernels.PRODUCT),
+        ("weight_grad", 4, weight_grad.SETTINGS),
+    ):
+        settings = sum(len(of_tile) for (size, _), of_tile in table.items() if size == 2)
+        assert len([v for v in listed if f" {kernel} bfloat16" in v.name]) == flags * settings

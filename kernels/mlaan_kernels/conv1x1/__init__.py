@@ -94,7 +94,8 @@ def conv1x1_input_grad(
         norm: that BatchNorm; both or neither.
         stride: 1 or 2; with 2 the gradient of the pixels that the convolution skips is zero.
         groups: of channels.
-        add: (G * N, Cin, H, W), dense channels_last: the gradient is added to it in place; not with `norm`.
+        add: (G * N, Cin, H, W), dense channels_last: the gradient is added to it in place; not with `norm`. It must not
+            share memory with dy, which other programs still read.
 
     Returns:
         The gradient (G * N, Cin, H, W), channels_last, in dy's dtype, or `add` itself. With `norm` also sums

@@ -199,7 +199,7 @@ def _slices(mean: Tensor | None) -> int:
 
 
 def _tile(rows: int, slices: int, weight: Tensor, groups: int) -> int:
-    return row_tile(rows, slices, weight.shape[0] // groups, groups, weight.shape[1], weight.element_size()).rows
+    return row_tile(rows, slices, weight.shape[0] // groups, groups, weight.element_size()).rows
 
 
 def _map(like: Tensor, channels: int, height: int, width: int) -> Tensor:

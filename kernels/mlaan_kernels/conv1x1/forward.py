@@ -14,7 +14,7 @@ from mlaan_kernels.conv1x1.kernels import coalesced, input_row, normalised
 from mlaan_kernels.conv1x1.tiles import ceil, row_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "groups", "out_area", "out_width", "in_area", "width"])
 def forward_kernel(
     x_ptr,
     weight_ptr,
@@ -110,13 +110,13 @@ def forward(
     shape = (images, out_channels, ceil(height, stride), ceil(width, stride))
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     rows = images // slices * shape[2] * shape[3]
-    tile = row_tile(rows, slices, out_channels // groups, groups, in_channels // groups, x.element_size())
+    tile = row_tile(rows, slices, out_channels // groups, groups, x.element_size())
     tiles = ceil(rows, tile.rows)
     sums, squares = (
         x.new_empty((slices, tiles, out_channels), dtype=torch.float32) if statistics else None for _ in range(2)
     )
     launching.launch(
-        _tuned[x.element_size(), tile.columns],
+        _tuned[x.element_size(), tile],
         (slices * tiles * groups * ceil(out_channels // groups, tile.columns),),
         x,
         kernels.matrix(weight),

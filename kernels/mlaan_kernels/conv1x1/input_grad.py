@@ -15,7 +15,7 @@ from mlaan_kernels.conv1x1.kernels import coalesced, input_row
 from mlaan_kernels.conv1x1.tiles import ceil, row_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "groups", "slices", "cotangents", "out_area", "out_width", "in_area", "width"])
 def input_grad_kernel(
     dy_ptr,
     weight_ptr,
@@ -96,18 +96,15 @@ def input_grad_kernel(
     tl.store(dx_MN, dz_MN.to(dx_ptr.dtype.element_ty), mask=inside_MN)
 
 
-WIDEST, WIDEST_NORM = 256, 128
-"""Most columns of a tile; c and what the BatchNorm keeps for every column leave less room."""
-
-KEY = ("in_channels", "out_channels", "groups", "NORM", "STRIDE", "BLOCK_M", "BLOCK_N")
+KEY = ("in_channels", "out_channels", "groups", "NORM", "ADD", "STRIDE", "BLOCK_M", "BLOCK_N")
 _tuned = {
     form: launching.autotuned(kernels.configs(settings), KEY)(input_grad_kernel)
     for form, settings in kernels.PRODUCT.items()
 }
 # Tuning runs a kernel many times over, and this one must add to dx once.
 _tuned_add = {
-    form: triton.autotune(configs=tuned.configs, key=list(KEY), restore_value=["dx_ptr"])(input_grad_kernel)
-    for form, tuned in _tuned.items()
+    form: launching.autotuned(kernels.configs(settings), KEY, restore=["dx_ptr"])(input_grad_kernel)
+    for form, settings in kernels.PRODUCT.items()
 }
 
 
@@ -136,12 +133,11 @@ def input_grad(
     cotangents = 1 if c is None else dy.shape[0] // c.shape[0]
     stacked = cotangents * slices
     rows = dy.shape[0] // stacked * out_height * out_width
-    widest = WIDEST if norm is None else WIDEST_NORM
-    tile = row_tile(rows, stacked, in_channels // groups, groups, out_channels // groups, dy.element_size(), widest)
+    tile = row_tile(rows, stacked, in_channels // groups, groups, dy.element_size())
     tiles = ceil(rows, tile.rows)
     sums = None if norm is None else dy.new_empty((stacked, tiles, 2, in_channels), dtype=torch.float32)
     launching.launch(
-        (_tuned_add if add else _tuned)[dy.element_size(), tile.columns],
+        (_tuned_add if add else _tuned)[dy.element_size(), tile],
         (stacked * tiles * groups * ceil(in_channels // groups, tile.columns),),
         dy,
         kernels.matrix(weight),

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mlaan_kernels.conv1x1.tiles import Tile
+
 
 @triton.jit
 def input_row(row, out_area, out_width, in_area, width, STRIDE: tl.constexpr):
@@ -39,16 +41,13 @@ def coalesced(x_MN, INTERPRETED: tl.constexpr):
 Setting = tuple[dict[str, int], int, int]
 """Block sizes, warps and stages of one config."""
 
-PRODUCT: dict[tuple[int, int], list[Setting]] = {
-    (2, 64): [({"BLOCK_K": 64}, 4, 2), ({"BLOCK_K": 64}, 4, 4), ({"BLOCK_K": 32}, 4, 4)],
-    (2, 128): [({"BLOCK_K": 64}, 8, 2), ({"BLOCK_K": 64}, 8, 4), ({"BLOCK_K": 32}, 8, 4)],
-    (2, 256): [({"BLOCK_K": 64}, 8, 2), ({"BLOCK_K": 64}, 8, 3), ({"BLOCK_K": 32}, 8, 4)],
-    (4, 64): [({"BLOCK_K": 16}, 8, 4), ({"BLOCK_K": 16}, 8, 2)],
+PRODUCT: dict[tuple[int, Tile], list[Setting]] = {
+    (2, Tile(128, 128)): [({"BLOCK_K": 64}, 8, 3), ({"BLOCK_K": 32}, 8, 3)],
+    (2, Tile(128, 64)): [({"BLOCK_K": 64}, 8, 2)],
+    (2, Tile(64, 64)): [({"BLOCK_K": 64}, 4, 4)],
+    (4, Tile(64, 64)): [({"BLOCK_K": 16}, 8, 3)],
 }
-"""Settings of the kernels whose result has M rows, by the bytes of an element and BLOCK_N.
-
-Short reductions (K = 64) want few stages, so that many programs overlap; long ones want the opposite.
-"""
+"""Settings of the kernels whose result has M rows, by the bytes of an element and the tile."""
 
 
 def configs(settings: Iterable[Setting]) -> list[triton.Config]:

@@ -16,23 +16,21 @@ class Tile(NamedTuple):
     columns: int
 
 
-TILES = (Tile(128, 256), Tile(128, 128), Tile(64, 128), Tile(128, 64), Tile(64, 64))
-WIDE = 512
-"""Least reduction at which 256 columns pay: the shorter ones wait for memory, and want many small programs."""
+TILES = (Tile(128, 128), Tile(128, 64), Tile(64, 64))
+"""256 columns leave too few registers for a BatchNorm in front of the product."""
 
 
-def row_tile(
-    rows: int, slices: int, columns: int, groups: int, reduction: int, itemsize: int, widest: int = 256
-) -> Tile:
+def row_tile(rows: int, slices: int, columns: int, groups: int, itemsize: int) -> Tile:
     """The largest tile of which there are still enough: large ones read their operands least often.
 
     Args:
         rows: of one slice; tiles never straddle slices.
-        columns: of one group, as is `reduction`.
-        itemsize: bytes of an element; of 4-byte ones only 64 columns fit into the registers.
-        widest: most columns that the kernel has registers for.
+        columns: of one group.
+        itemsize: bytes of an element; of 4-byte ones only the smallest tile fits into the registers.
     """
-    widest = 64 if itemsize > 2 else min(widest, max(columns, 64), 256 if reduction >= WIDE else 128)
+    if itemsize > 2:
+        return TILES[-1]
+    widest = max(columns, 64)
     for tile in TILES:
         enough = slices * ceil(rows, tile.rows) * groups * ceil(columns, tile.columns) >= RESIDENT
         if tile.columns <= widest and enough:

@@ -14,7 +14,7 @@ from mlaan_kernels.conv1x1.kernels import Setting, input_row, normalised
 from mlaan_kernels.conv1x1.tiles import ceil, weight_split
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "run", "groups", "out_area", "out_width", "in_area", "width"])
 def weight_grad_kernel(
     dy_ptr,
     x_ptr,
@@ -76,15 +76,18 @@ def weight_grad_kernel(
     tl.store(out_O[:, None] + i_I[None, :], acc_OI, mask=inside_O[:, None] & inside_I[None, :])
 
 
-SETTINGS: dict[int, list[Setting]] = {
-    2: [({"BLOCK_M": 64}, 4, 3), ({"BLOCK_M": 64}, 8, 3), ({"BLOCK_M": 32}, 4, 4), ({"BLOCK_M": 128}, 8, 2)],
-    4: [({"BLOCK_M": 32}, 8, 3), ({"BLOCK_M": 16}, 8, 4)],
+SETTINGS: dict[tuple[int, tuple[int, int]], list[Setting]] = {
+    (2, (128, 128)): [({"BLOCK_M": 64}, 8, 3)],
+    (2, (128, 64)): [({"BLOCK_M": 64}, 4, 3)],
+    (2, (64, 128)): [({"BLOCK_M": 64}, 4, 3)],
+    (2, (64, 64)): [({"BLOCK_M": 64}, 4, 3)],
+    (4, (64, 64)): [({"BLOCK_M": 16}, 8, 3)],
 }
-"""By the bytes of an element."""
+"""By the bytes of an element, and BLOCK_O and BLOCK_I."""
 
 KEY = ("in_channels", "out_channels", "groups", "NORM", "STRIDE", "BLOCK_O", "BLOCK_I")
 _tuned = {
-    size: launching.autotuned(kernels.configs(settings), KEY)(weight_grad_kernel) for size, settings in SETTINGS.items()
+    form: launching.autotuned(kernels.configs(settings), KEY)(weight_grad_kernel) for form, settings in SETTINGS.items()
 }
 
 
@@ -105,7 +108,7 @@ def weight_grad(
     tiles = groups * ceil(out_channels, split.out_channels) * ceil(in_channels, split.in_channels)
     parts = x.new_empty((slices * split.runs, dy.shape[1], in_channels, 1, 1), dtype=torch.float32)
     launching.launch(
-        _tuned[x.element_size()],
+        _tuned[x.element_size(), split[:2]],
         (parts.shape[0] * tiles,),
         dy,
         x,
