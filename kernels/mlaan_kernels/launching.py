@@ -81,9 +81,9 @@ def _short_bench(run: Callable[[], None], quantiles: Sequence[float]) -> Any:
     return triton.testing.do_bench(run, warmup=5, rep=20, quantiles=list(quantiles))
 
 
-def dot_precision(dtype: torch.dtype) -> str:
-    """`input_precision` of tl.dot: float32 operands go by the switch that PyTorch's own convolutions go by."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 and not INTERPRETED else "ieee"
+def dot_precision(dtype: torch.dtype, *, linear: bool = False) -> str:
+    """`input_precision` of tl.dot: float32 operands go by PyTorch's own switch for convolutions, or linear layers."""
+    return "tf32" if dtype == torch.float32 and not INTERPRETED and _allows_tf32(linear) else "ieee"
 
 
 @triton.jit
@@ -93,3 +93,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+def _allows_tf32(linear: bool) -> bool:
+    return torch.backends.cuda.matmul.allow_tf32 if linear else torch.backends.cudnn.allow_tf32

@@ -185,6 +185,22 @@ def test_nan_comes_through_relu(device: str, implementation: Any) -> None:
     assert not y[:, 4].isnan().any()
 
 
+@devices
+@forms
+def test_no_gradient_at_zero(device: str, implementation: Any) -> None:
+    """As in torch: a block whose last weight and bias start at 0 adds exact zeros to a ReLU's output, half of it zeros."""
+    c, residual = randn(2, 19, 5, 7, device=device).requires_grad_(), randn(2, 19, 5, 7, device=device, seed=1).relu()
+    layer = make_layer(19, 5).to(device)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    batchnorm_act(c, layer, residual.requires_grad_(), implementation=implementation).sum().backward()
+    assert residual.grad is not None
+    assert torch.equal(residual.grad, (residual > 0).float())
+    batchnorm_act(c, layer.eval(), implementation=implementation).sum().backward()
+    assert layer.bias.grad is not None
+    assert torch.equal(layer.bias.grad, (residual > 0).float().sum((0, 2, 3)))
+
+
 @forms
 def test_refused(implementation: Any) -> None:
     def run(c: Tensor, layer: nn.BatchNorm2d | None = None, residual: Tensor | None = None) -> None:

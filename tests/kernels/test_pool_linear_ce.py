@@ -29,7 +29,7 @@ smoothings = pytest.mark.parametrize("smoothing", [0.0, 0.1], ids=["hard", "smoo
 
 @pytest.fixture(autouse=True)
 def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 def triton(case: Case, smoothing: float = 0.0) -> HeadResults:

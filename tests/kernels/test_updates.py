@@ -174,6 +174,20 @@ def test_views_at_odd_addresses(device: str, rule: Rule, masters: bool) -> None:
 
 @devices
 @rules
+@pytest.mark.parametrize("odd", ["params", "grads", "states", "twins", "masters"])
+def test_one_list_at_odd_addresses(device: str, rule: Rule, odd: str) -> None:
+    """A tensor may be read in packs only if every one of its partners is aligned for them."""
+    case = make_case(rule, [(4099,)], device=device, masters=True, twin_counts=(2,))
+
+    def shifted(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor.new_zeros(1), tensor])[1:]
+
+    setattr(case, odd, getattr(case.mapped(shifted), odd))
+    assert_native_is_reference(case)
+
+
+@devices
+@rules
 @pytest.mark.parametrize("count", [70, 700], ids=["over_one_small_launch", "over_one_large_launch"])
 def test_many_tensors(device: str, rule: Rule, count: int) -> None:
     shapes = [(1 + index % 7,) if index % 50 else (5000,) for index in range(count)]

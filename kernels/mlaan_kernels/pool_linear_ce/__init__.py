@@ -30,7 +30,7 @@ def pool_linear_ce(
     cross-entropy, as torch.nn.functional.cross_entropy. The results carry no autograd history: they are the gradients.
 
     The pooled features are sums in float32. The three matrix products take operands rounded to the features' dtype and
-    sum in float32; with float32 features on a GPU `torch.backends.cudnn.allow_tf32` decides how exact they are.
+    sum in float32; with float32 features on a GPU `torch.backends.cuda.matmul.allow_tf32` decides how exact they are.
     Nothing waits for the device. In a CUDA graph, call once with the same taps before the capture.
 
     Args:

@@ -36,7 +36,7 @@ class Operands(NamedTuple):
     @property
     def product(self) -> dict[str, Any]:
         """The matrix kernels' constants for products of this dtype."""
-        precision = launching.dot_precision(self.pooled_FNC.dtype)
+        precision = launching.dot_precision(self.pooled_FNC.dtype, linear=True)
         return {"PRECISION": precision, "INTERPRETED": launching.INTERPRETED}
 
 
