@@ -188,7 +188,7 @@ def test_nan_comes_through_relu(device: str, implementation: Any) -> None:
 @devices
 @forms
 def test_no_gradient_at_zero(device: str, implementation: Any) -> None:
-    """As in torch: a block whose last weight and bias start at 0 adds exact zeros to a ReLU's output, half of it zeros."""
+    """As in torch: a block whose last weight and bias start at 0 adds zeros to a ReLU's output, half zeros itself."""
     c, residual = randn(2, 19, 5, 7, device=device).requires_grad_(), randn(2, 19, 5, 7, device=device, seed=1).relu()
     layer = make_layer(19, 5).to(device)
     torch.nn.init.zeros_(layer.weight)
