@@ -19,6 +19,7 @@ $(VENV)/locked: requirements.lock
 
 # The editable install builds the native operators; it is repeated when what it builds from has changed.
 $(VENV)/installed: $(VENV)/locked pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
+	@echo "building the native operators (where nvcc is found their CUDA forms too, a minute or two more)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@$(BIN)/python -c 'from mlaan_kernels.library import status; [print(f"native {s.name} operators {s.state}: {s.detail}") for s in status() if s.state != "loaded"]'
 	@touch $@

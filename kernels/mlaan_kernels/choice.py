@@ -62,7 +62,7 @@ def use_triton(operator: str, implementation: Implementation, tensor: Tensor) ->
     if obstacle is None:
         return chosen == "triton" or tensor.device.type == "cuda"
     if chosen == "triton":
-        raise TritonUnavailableError(f"the Triton form of {operator} cannot run on {tensor.device}: {obstacle}")
+        raise TritonUnavailableError(f"{operator}'s Triton kernels cannot run on {tensor.device}: {obstacle}")
     if tensor.device.type == "cuda" and tensor.dtype != torch.float64 and obstacle not in _warned:
         _warned.add(obstacle)
         warnings.warn(
@@ -78,7 +78,7 @@ def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if not _has_triton():
         return "triton is not installed: pip install triton"
     if device.type == "cpu":
-        return None if interpreting() else "it needs a CUDA device (TRITON_INTERPRET=1 interprets it, slowly)"
+        return None if interpreting() else "they need a CUDA device (TRITON_INTERPRET=1 interprets them, slowly)"
     if device.type != "cuda":
         return f"there are no kernels for {device.type} devices"
     if interpreting():

@@ -96,4 +96,4 @@ def dot(a, b, acc, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 def _allows_tf32(linear: bool) -> bool:
-    return torch.backends.cuda.matmul.allow_tf32 if linear else torch.backends.cudnn.allow_tf32
+    return bool(torch.backends.cuda.matmul.allow_tf32 if linear else torch.backends.cudnn.allow_tf32)

@@ -31,10 +31,18 @@ def test_on_a_cpu_auto_is_pytorch(compiled):
 
 
 def test_triton_by_name_without_a_gpu_is_refused(compiled):
-    with pytest.raises(UserError, match=r"train.kernels = 'triton' cannot be had on cpu: it needs a CUDA device"):
+    with pytest.raises(UserError, match=r"train.kernels = 'triton' cannot be had on cpu: they need a CUDA device"):
         make_engine(kernels="triton")
     with pytest.raises(UserError, match=r"train.kernels = 'tritn' must be 'triton', 'auto' or"):
         make_engine(kernels="tritn")
+
+
+def test_a_plan_for_a_gpu_needs_none(compiled):
+    """Nothing runs on the meta device: the plan is for a GPU elsewhere."""
+    with torch.device("meta"):
+        engine = Engine(build("resnet18", 10), DGL(head="light"), 3, input_shape=(3, 32, 32), kernels="triton")
+    assert engine.kernels == "triton"
+    assert engine.describe(8)["fused"]
 
 
 def test_triton_has_no_float64():

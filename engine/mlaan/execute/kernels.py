@@ -21,28 +21,34 @@ def choose_kernels(wanted: str, weight: Tensor, precision: str) -> Kernels:
     """What `train.kernels` comes to for a model with such weights.
 
     "auto" is Triton on a GPU that its kernels serve, else the reference; where a GPU is there and they cannot, a
-    RuntimeWarning says what is lost.
+    RuntimeWarning says what is lost. A model on the meta device is taken for one on this machine's GPU.
 
     Raises:
         UserError: "triton" is insisted on and cannot be had.
     """
     dtype = weight.dtype if precision == "float32" else cast(torch.dtype, getattr(torch, precision))
+    device = weight.device
+    if device.type == "meta":  # only planned: for this machine's GPU, or for the one that "triton" is asked for
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "reference" if wanted == "auto" and device.type == "cpu" else wanted
+        if wanted == "triton":
+            return "triton"
     if wanted == "reference":
         return "reference"
-    obstacle = triton_obstacle(weight.device, dtype)
+    obstacle = triton_obstacle(device, dtype)
     if wanted == "triton":
         if obstacle:
             raise UserError(
-                f"train.kernels = 'triton' cannot be had on {weight.device}: {obstacle}; or set train.kernels = 'auto'"
+                f"train.kernels = 'triton' cannot be had on {device}: {obstacle}; 'auto' takes PyTorch's own"
             )
         return "triton"
-    if weight.device.type == "cuda" and obstacle:
+    if device.type == "cuda" and obstacle:
         warnings.warn(
             f"PyTorch's own kernels run instead of the fused ones, slower and with more memory: {obstacle}",
             RuntimeWarning,
             stacklevel=2,
         )
-    return "reference" if obstacle or weight.device.type != "cuda" else "triton"
+    return "reference" if obstacle or device.type != "cuda" else "triton"
 
 
 def make_work(

@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlaan.models.meta import borrowed, on_meta
-from mlaan_kernels.blocks import Settings, fuse
+from mlaan_kernels.blocks import FusedBlock, Settings, make_chain
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def measure(
     with FlopCounterMode(display=False) as forward:
         y, saved = _run(module, x)
     if settings is not None:
-        saved = _run(fuse(on_meta(module), replace(settings, implementation="reference", dtype=dtype)), x)[1]
+        here = replace(settings, implementation="reference", dtype=dtype)
+        if make_chain(module, here) is not None:
+            saved = _run(FusedBlock(on_meta(module), here), x)[1]
     cotangent = torch.empty_like(y)
 
     def flops(targets: list[Tensor]) -> int:

@@ -302,11 +302,19 @@ def batchnorm_act(
         c: (N, C, H, W), float32, bfloat16, float16, or float64 for the reference.
         norm: in training mode its running statistics move.
         residual: like c, or None.
+        implementation: "auto", "reference" or "triton"; see `mlaan_kernels.choice`.
+
+    Returns:
+        (N, C, H, W) of c's dtype; channels_last if c is, or where Triton runs.
 
     Raises:
-        ValueError: as `batch_norm` and `normalise`.
+        ValueError: shapes or dtypes that do not fit; a norm that is no BatchNorm2d, is not affine, has no momentum or
+            is for other channels; one value per channel in training mode.
     """
     from mlaan_kernels.batchnorm_act.function import BatchNormAct
+
+    if not isinstance(norm, nn.BatchNorm2d):
+        raise ValueError(f"norm is a {type(norm).__name__}: give an nn.BatchNorm2d")
 
     return BatchNormAct.apply(c, norm.weight, norm.bias, residual, norm, relu, implementation)
 

@@ -81,13 +81,13 @@ def check_cotangents(
 def check_layers(layers: Sequence[nn.BatchNorm2d], channels: int) -> None:
     """Their channels side by side are those of c, and they have what a Norm is made of."""
     if not layers or any(layer.weight is None or layer.bias is None for layer in layers):
-        raise ValueError("batch_norm needs BatchNorm2d layers with affine=True: set it")
+        raise ValueError("the BatchNorm2d has no weight and bias: make it with affine=True")
     wanted = sum(layer.num_features for layer in layers)
     if channels != wanted:
         raise ValueError(f"a BatchNorm2d of {wanted} channels does not fit c with {channels}")
     if len(layers) == 1:
         if layers[0].momentum is None:
-            raise ValueError("batch_norm needs a BatchNorm2d with a momentum: set it")
+            raise ValueError("the BatchNorm2d has momentum = None: give it a number")
     elif any(layer.running_mean is not None or layer.eps != layers[0].eps for layer in layers):
         raise ValueError("several BatchNorms run as one only without running statistics and with equal eps")
 

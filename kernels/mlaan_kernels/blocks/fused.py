@@ -1,5 +1,6 @@
 """Fused twins of plain blocks: the same weights under the same names, for autograd."""
 
+import warnings
 from typing import Any, cast
 
 import torch
@@ -59,16 +60,28 @@ _TWINS = {Bottleneck: FusedBottleneck, BasicBlock: FusedBasicBlock, nn.Sequentia
 def fuse(net: nn.Module, settings: Settings | None = None) -> nn.Module:
     """`net` with every block that can be fused replaced by its twin, in place; state dicts keep their names.
 
-    A ResNet's stem is no block of its own and stays as it is.
+    Fused are torchvision's Bottleneck and BasicBlock, and nn.Sequential of Conv2d, BatchNorm2d, ReLU and perhaps
+    MaxPool2d (`make_chain`). A ResNet's stem is no module of its own and stays as it is. On a CPU PyTorch does the
+    work: it takes more time, and keeps less for the backward.
 
     Returns:
-        net, or its twin where net itself is such a block.
+        net, or its twin where net itself is such a block. Where nothing could be fused, a RuntimeWarning says so.
     """
-    settings = settings or Settings()
+    fused = _fuse(net, settings or Settings())
+    if not any(isinstance(part, FusedBlock) for part in fused.modules()):
+        warnings.warn(
+            f"nothing in {type(net).__name__} has a fused form: it is as it was", RuntimeWarning, stacklevel=2
+        )
+    return fused
+
+
+def _fuse(net: nn.Module, settings: Settings) -> nn.Module:
+    if isinstance(net, FusedBlock):
+        return net
     if make_chain(net, settings) is not None:
         return _TWINS[cast(Any, type(net))](net, settings)
     for name, child in list(net.named_children()):
-        setattr(net, name, fuse(child, settings))
+        setattr(net, name, _fuse(child, settings))
     return net
 
 

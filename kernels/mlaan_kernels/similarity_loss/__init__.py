@@ -20,7 +20,7 @@ def similarity_loss(
 
     Args:
         features: (N, C, H, W), N and C at least 1; float32, bfloat16, float16, or float64 for the reference.
-        labels: (N,) int64, from 0 to num_classes - 1.
+        labels: (N,) int64, from 0 to num_classes - 1; that is not checked, it would wait for a GPU.
         num_classes: of the data set: the one-hot rows are as long.
         implementation: "auto", "reference" or "triton"; see `mlaan_kernels.choice`.
 
