@@ -65,16 +65,17 @@ def test_the_judges_gradients_and_state(model, modules, method, size, memory):
     assert state_gap(make_pair(model, modules, method, size, **fused), size, 3) < EXACT
 
 
-@pytest.mark.parametrize("preset", ["paper", "fast"])
-def test_leap_networks_run_fused_and_together(preset):
+@pytest.mark.parametrize("size", [16, 9])
+@pytest.mark.parametrize("preset", ["paper", "fast", "live"])
+def test_leap_networks_run_fused_and_together(preset, size):
     """Twins beside their blocks, leap networks alike as one, a shared one with statistics of each module's own."""
     torch.manual_seed(0)
-    engine = Engine(
-        resnet32().double(), MLAAN(preset=preset), 8, input_shape=(3, 16, 16), schedule="full", recompute="fused"
-    )
+    method = MLAAN(leap="live", pooled=True) if preset == "live" else MLAAN(preset=preset)
+    shape = (3, size, size)
+    engine = Engine(resnet32().double(), method, 8, input_shape=shape, schedule="full", recompute="fused")
     usual = copy.deepcopy(engine.state_dict())
-    images, labels = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.randint(10, (4,))
-    engine.gradients(images, labels)
+    images, labels = torch.randn(4, *shape, dtype=torch.float64), torch.randint(10, (4,))
+    fused = engine.gradients(images, labels)
     found = {name: weight.grad for name, weight in engine.heads.named_parameters()}
     leaps = list(engine.executor.heads.leaps.values())
     assert None not in leaps
@@ -82,9 +83,12 @@ def test_leap_networks_run_fused_and_together(preset):
     if preset == "paper":
         assert max(len(leap.heads) for leap in leaps) == 3
         assert {leap.chains[0].members for leap in leaps} == {2}
-    plain = Engine(resnet32().double(), MLAAN(preset=preset), 8, input_shape=(3, 16, 16), schedule="lean")
+    plain = Engine(resnet32().double(), method, 8, input_shape=shape, schedule="lean")
     plain.load_state_dict(usual)
-    plain.gradients(images, labels)
+    assert torch.equal(plain.gradients(images, labels).correct, fused.correct)
+    weights = zip(engine.backbone.net.parameters(), plain.backbone.net.parameters(), strict=True)
+    for ours, theirs in weights:
+        assert float((ours.grad - theirs.grad).norm() / theirs.grad.norm().clamp(min=1e-30)) < EXACT
     for name, weight in plain.heads.named_parameters():
         assert (weight.grad is None) == (found[name] is None)
         if weight.grad is not None:
@@ -135,6 +139,24 @@ def test_triton_steps_in_float32(model, modules, method, size, memory, device):
         theirs, usual, ours = (dict(net.named_buffers()) for net in nets)
         for name, buffer in theirs.items():
             assert _gap(ours[name], buffer) < FLOAT32, f"{part}.{name}"
+
+
+def test_a_block_that_comes_twice_gets_the_sum_of_its_gradients():
+    def net() -> Any:
+        torch.manual_seed(0)
+        model = resnet32().double()
+        model.layer1[2] = model.layer1[1]
+        model.layer2[2].conv1.weight = model.layer2[1].conv1.weight
+        return model
+
+    images, labels = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randint(10, (4,))
+    engines = [
+        Engine(net(), MLAAN(preset="light"), 3, input_shape=(3, 8, 8), recompute=kind) for kind in ("none", "fused")
+    ]
+    for engine in engines:
+        engine.gradients(images, labels)
+    for ours, theirs in zip(*(engine.backbone.net.parameters() for engine in reversed(engines)), strict=True):
+        assert float((ours.grad - theirs.grad).norm() / theirs.grad.norm().clamp(min=1e-30)) < EXACT
 
 
 class _ConvolutionGradients(TorchDispatchMode):

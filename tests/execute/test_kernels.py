@@ -1,12 +1,13 @@
 """Which kernels an engine runs by, and what it says where it cannot have those asked for."""
 
 import warnings
+from contextlib import suppress
 
 import pytest
 import torch
 from torch import nn
 
-from mlaan import DGL, Engine, UserError
+from mlaan import DGL, MLAAN, Engine, UserError
 from mlaan.execute import AutogradModule, FusedModule, choose_kernels
 from mlaan.models import CifarResNet, build
 from mlaan_kernels import choice
@@ -85,7 +86,7 @@ def test_parts_without_a_fused_form_are_named():
 
 
 def test_a_step_with_a_part_that_is_not_fused():
-    """Chains and plain parts in one module: all gradients, in every schedule, as with plain parts alone."""
+    """Chains and plain parts in one module, at reach 2: all gradients, in every schedule, as with plain parts alone."""
 
     def net():
         torch.manual_seed(0)
@@ -94,11 +95,37 @@ def test_a_step_with_a_part_that_is_not_fused():
         return model
 
     images, labels = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randint(10, (4,))
-    wanted = make_engine(net())
+    light = MLAAN(preset="light", reach=2)
+    wanted = Engine(net(), light, 3, input_shape=(3, 8, 8))
     wanted.gradients(images, labels)
     for schedule in ("lean", "full"):
         with pytest.warns(RuntimeWarning, match=r"1 of 10 parts .* \(BasicBlock\)"):
-            found = make_engine(net(), recompute="fused", schedule=schedule)
+            found = Engine(net(), light, 3, input_shape=(3, 8, 8), recompute="fused", schedule=schedule)
         found.gradients(images, labels)
         for a, b in zip(found.backbone.net.parameters(), wanted.backbone.net.parameters(), strict=True):
             assert torch.allclose(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_the_form_that_a_step_asks_for_ends_with_it():
+    images = torch.randn(2, 3, 8, 8)
+    seen = []
+    usual = choice.use_triton
+    with choice.using("reference"):
+        assert choice.use_triton("any", "auto", images) is False
+    with suppress(RuntimeError), choice.using("triton"):
+        seen.append(choice._default.get())
+        raise RuntimeError
+    assert seen == ["triton"]
+    assert choice._default.get() == "auto"
+    assert usual("any", "auto", images) is False
+
+
+def test_a_gpu_that_operators_cannot_use_is_named_once(monkeypatch, compiled):
+    monkeypatch.setattr(choice, "_capability", lambda device: (7, 0))
+    monkeypatch.setattr(choice, "_warned", set())
+    tensor = _Gpu(torch.float32)
+    with pytest.warns(RuntimeWarning, match="operators such as conv1x1 run their slower PyTorch reference"):
+        assert not choice.use_triton("conv1x1", "auto", tensor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not choice.use_triton("conv1x1", "auto", tensor)

@@ -29,13 +29,21 @@ BLOCKS = {
     "stem": stem,
     "stem-pool": lambda: stem(nn.MaxPool2d(3, 2, 1)),
 }
+ODD = {
+    "bias": lambda: nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU()),
+    "dilated": lambda: nn.Sequential(nn.Conv2d(3, 5, 3, dilation=2, bias=False), nn.BatchNorm2d(5), nn.ReLU()),
+    "ceil": lambda: stem(nn.MaxPool2d(2, ceil_mode=True)),
+    "dilated-pool": lambda: stem(nn.MaxPool2d(2, 1, dilation=2)),
+}
+"""What `BLOCKS` have not: tried by the reference alone, because the kernels see nothing of it."""
+
 SIZES = {"7x7": (7, 7), "1x1": (1, 1), "13x17": (13, 17)}
 
 
 def plain_block(name: str, *, statistics: bool = True) -> Any:
     """A block in float64 with weights far from their usual start, so that no mistake hides behind a 0 or a 1."""
     torch.manual_seed(3)
-    block = BLOCKS[name]().double()
+    block = (BLOCKS | ODD)[name]().double()
     for part in block.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.normal_(part.weight, std=(part.in_channels / part.groups * part.kernel_size[0]) ** -0.5)

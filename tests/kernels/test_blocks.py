@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.block_cases import BLOCKS, SIZES, Plain, cast, cotangents, given, plain_block
+from kernels.block_cases import BLOCKS, ODD, SIZES, Plain, cast, cotangents, given, plain_block
 from kernels.forms import assert_near, relative_gap
 from mlaan_kernels.blocks import FusedBlock, Settings, backward, fuse, make_chain
 from mlaan_kernels.choice import interpreting
@@ -257,3 +257,105 @@ def test_what_cannot_be_fused_is_left_alone():
     assert make_chain(moving, Settings(), inputs=2) is None
     unlike = [plain_block("basic", statistics=False), plain_block("bottleneck", statistics=False)]
     assert make_chain(unlike, Settings(), inputs=2) is None
+
+
+def gradients_agree(plain: nn.Module, fused: nn.Module, x: torch.Tensor) -> None:
+    """Of the input and all trained weights, and the buffers after it; in float64."""
+    found = {}
+    for name, block in (("plain", plain), ("fused", fused)):
+        own = x.clone().requires_grad_()
+        y = block(own)
+        block.zero_grad(set_to_none=True)
+        torch.sin(y).sum().backward()
+        found[name] = (y, own.grad, {key: weight.grad for key, weight in block.named_parameters()})
+    assert_near(found["fused"][0], found["plain"][0], 1e-10, "y")
+    assert_near(found["fused"][1], found["plain"][1], 1e-10, "dx")
+    for key, grad in found["plain"][2].items():
+        other = found["fused"][2][key]
+        assert (grad is None) == (other is None), key
+        if grad is not None and "0.bias" not in key:  # a BatchNorm takes out what a bias adds: its gradient is 0
+            assert_near(other, grad, 1e-10, key)
+        elif grad is not None:
+            assert float((grad - other).abs().max()) < 1e-10
+    for key, buffer in plain.named_buffers():
+        assert_near(fused.get_buffer(key), buffer, 1e-10, key)
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("training", [True, False])
+def test_biases_dilation_and_odd_pools(name, training):
+    plain = plain_block(name).train(training)
+    gradients_agree(plain, fuse(copy.deepcopy(plain), Settings(None, "reference")), given(plain, 3, (11, 8)))
+
+
+@pytest.mark.parametrize("frozen", ["bn1", "bn2", "bn3", "downsample"])
+def test_a_batchnorm_in_evaluation_mode_stays_so(frozen):
+    """Its running statistics are constants; the others use the batch's."""
+    plain = plain_block("bottleneck-stride")
+    plain.get_submodule(frozen).eval()
+    fused = fuse(copy.deepcopy(plain), Settings(None, "reference"))
+    assert not fused.get_submodule(frozen).training
+    assert fused.training
+    gradients_agree(plain, fused, given(plain, 3, (7, 5)))
+
+
+def test_a_frozen_weight_beside_a_trained_bias():
+    plain = plain_block("bias")
+    plain[0].weight.requires_grad_(False)
+    gradients_agree(plain, fuse(copy.deepcopy(plain), Settings(None, "reference")), given(plain, 3, (7, 5)))
+
+
+@pytest.mark.parametrize("shared", ["conv", "bn"])
+def test_layers_that_share_weights_get_the_sum(shared):
+    plain = plain_block("basic")
+    setattr(plain, f"{shared}2", getattr(plain, f"{shared}1"))
+    gradients_agree(plain, fuse(copy.deepcopy(plain), Settings(None, "reference")), given(plain, 3, (7, 5)))
+
+
+def test_weights_that_change_before_the_backward_are_found_out():
+    fused = fuse(plain_block("basic"), Settings(None, "reference"))
+    y = fused(given(fused, 2, (5, 5)))
+    with torch.no_grad():
+        fused.conv2.weight.mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_second_derivatives_are_refused():
+    fused = fuse(plain_block("basic"), Settings(None, "reference"))
+    x = given(fused, 2, (5, 5)).requires_grad_()
+    [dx] = torch.autograd.grad(fused(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda block: setattr(block, "relu", nn.LeakyReLU()),
+        lambda block: setattr(block.conv2, "padding_mode", "reflect"),
+        lambda block: setattr(block, "bn1", nn.BatchNorm2d(7, affine=False)),
+        lambda block: setattr(block, "bn2", nn.BatchNorm2d(7, momentum=None)),
+        lambda block: setattr(block, "conv1", type("Own", (nn.Conv2d,), {})(7, 7, 3, padding=1)),
+        lambda block: block.conv1.register_full_backward_pre_hook(lambda *arguments: None),
+        lambda block: block.bn1.register_full_backward_hook(lambda *arguments: None),
+        lambda block: block.relu.register_forward_pre_hook(lambda *arguments: None),
+    ],
+    ids=["leaky", "reflect", "no-affine", "no-momentum", "own-convolution", "pre-hook", "hook", "forward-hook"],
+)
+def test_blocks_that_do_something_else_are_not_fused(spoil):
+    block = plain_block("basic")
+    spoil(block)
+    assert make_chain(block, Settings()) is None
+
+
+def test_what_goes_on_does_not_hold_the_memory_of_both():
+    block = plain_block("basic")
+    chain = make_chain(block, Settings(None, "reference"))
+    assert chain is not None
+    y, saved, _ = chain.forward(given(block, 2, (5, 5)), keep=True)
+    assert saved is not None
+    [_, onward], _ = backward(chain, saved, cotangents(y, ["dense", "dense"]), [False, True], True)
+    assert onward is not None
+    assert onward.dense is not None
+    assert onward.dense.untyped_storage().nbytes() == onward.dense.nbytes

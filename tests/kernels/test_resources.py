@@ -191,7 +191,7 @@ def test_a_page_of_other_sources_is_found(compiled):
         "yes",
     ]
 
-    (compiled / "page.md").write_text(page.replace("copy 512 | 4, 2 | ", "copy 512 | 4, 2 | 1"))
+    (compiled / "page.md").write_text(page.replace("copy 512 | 4, 3 | ", "copy 512 | 4, 3 | 1"))
     done = resources("--check", folder=compiled)
     assert (done.returncode, "make kernels" in done.stderr, "copy 512" in done.stderr) == (1, True, True)
 

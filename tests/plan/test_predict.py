@@ -6,6 +6,7 @@ from benchmarks.measure import flops, peak_memory
 
 from mlaan import DGL, HPFF, MAN, MLAAN, AugLocal, BackLink, EndToEnd, Engine, InfoPro, PredSim
 from mlaan.models import CifarResNet
+from mlaan.models.cost import measure
 from mlaan.plan.predict import combine, measure_parts, predict
 from mlaan.plan.report import as_text
 
@@ -61,3 +62,14 @@ def test_the_report_names_every_module_and_both_rivals():
     text = as_text(figures)
     assert "end-to-end" in text
     assert "checkpointed segments" in text
+
+
+def test_a_grouped_convolution_costs_the_same_each_way():
+    """torch's own count of its weight gradient is `groups` times too high."""
+    cost = measure(torch.nn.Conv2d(64, 64, 3, padding=1, groups=32, bias=False), (2, 64, 6, 6))
+    assert cost.forward_flops == 2 * (2 * 6 * 6) * 64 * (64 // 32) * 9
+    assert (cost.input_flops, cost.weight_flops, cost.backward_flops) == (
+        cost.forward_flops,
+        cost.forward_flops,
+        2 * cost.forward_flops,
+    )

@@ -40,7 +40,9 @@ def peak(name: str, modules: int, policy: str, batch: int = 256) -> float:
     partition = cut(net, modules, "bytes", SHAPE)
     method = EndToEnd() if modules == 1 else MLAAN(preset="light", reach=2)
     supervision = method.supervise(Site(net, partition, net.block_shapes(SHAPE), SHAPE, None))
-    costs = combine(parts(name, batch, policy), partition, supervision, (batch, *SHAPE), torch.bfloat16)
+    costs = combine(
+        parts(name, batch, policy), partition, supervision, (batch, *SHAPE), torch.bfloat16, fused=policy == "fused"
+    )
     return predict(make_plan(build_graph(modules, supervision, partition.modules(net))), costs).peak_bytes
 
 
@@ -73,7 +75,7 @@ def test_policy_module_keeps_the_input_alone():
     peaks = {
         (recompute, policy): predict(
             make_plan(graph, "full", 0, recompute),
-            combine(measured, partition, supervision, (32, *SHAPE), torch.bfloat16),
+            combine(measured, partition, supervision, (32, *SHAPE), torch.bfloat16, fused=policy == "fused"),
         ).peak_bytes
         for policy, measured in costs.items()
         for recompute in ("none", "each")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mlaan.execute.module import Autocast, AutogradModule, Passed
-from mlaan_kernels.blocks import Chain, Cotangent, Settings, backward, make_chain
+from mlaan_kernels.blocks import Chain, Cotangent, Grads, Settings, add_grads, backward, make_chain
 
 TOGETHER = 2
 """Cotangents that the kernels carry in one read."""
@@ -77,12 +77,12 @@ class FusedModule:
             carried, needs = [total, *carried], [False, *[True] * len(wanted)]
         else:
             needs = [True] * len(carried)
-        grads: dict[nn.Parameter, Tensor] = {}
+        grads: Grads = {}
         for place in reversed(range(len(self.parts))):
             first = place == 0
             needed = needs if first else [True] * len(carried)
             carried, found = _carry(self.parts[place], saved[place], carried, needed, need_weight, keep)
-            grads |= found
+            add_grads(grads, found)
             if not keep:
                 saved[place] = None
         inputs: list[Tensor | None] = [None] * len(cotangents)
@@ -99,16 +99,16 @@ def _carry(
     need_input: Sequence[bool],
     need_weight: bool,
     keep: bool,
-) -> tuple[list[Cotangent], dict[nn.Parameter, Tensor]]:
+) -> tuple[list[Cotangent], Grads]:
     """Cotangents at a part's input, empty where none is needed, and its weights' gradients for the first of them."""
     if isinstance(part, Chain):
-        grads: dict[nn.Parameter, Tensor] = {}
+        grads: Grads = {}
         inputs: list[Cotangent | None] = []
         for start in range(0, len(cotangents), TOGETHER):
             now = slice(start, start + TOGETHER)
             if (need_weight and not start) or any(need_input[now]):
                 some, found = backward(part, saved, cotangents[now], need_input[now], need_weight and not start)
-                grads |= found
+                add_grads(grads, found)
             else:
                 some = [None] * len(cotangents[now])
             inputs += some

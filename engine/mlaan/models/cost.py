@@ -1,7 +1,9 @@
 """What one pass through a piece of network costs: floating-point operations and bytes kept for the backward."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +58,7 @@ def measure(
     nn.ModuleList([module, *borrowed(module)]).to(dtype)
     x = torch.empty(tuple(input_shape), device="meta", dtype=dtype, requires_grad=True)
     weights = [p for p in module.parameters() if p.requires_grad]
-    with FlopCounterMode(display=False) as forward:
+    with _counter() as forward:
         y, saved = _run(module, x)
     if settings is not None:
         here = replace(settings, implementation="reference", dtype=dtype)
@@ -67,7 +69,7 @@ def measure(
     def flops(targets: list[Tensor]) -> int:
         if not targets or not y.requires_grad:
             return 0
-        with FlopCounterMode(display=False) as counter:
+        with _counter() as counter:
             torch.autograd.grad(y, targets, cotangent, retain_graph=True, allow_unused=True)
         return counter.get_total_flops()
 
@@ -81,6 +83,23 @@ def measure(
         y.numel() * y.element_size(),
         sum(p.numel() for p in weights),
     )
+
+
+def convolution_backward_flops(
+    cotangent: Sequence[int], x: Sequence[int], weight: Sequence[int], *others: Any, out_shape: Any = None
+) -> int:
+    """Of aten.convolution_backward, from shapes: each of the two gradients costs what the forward does.
+
+    torch's own count takes a grouped convolution's weight gradient for one of all channels with all.
+    """
+    transposed, asked = others[4], others[7]
+    once = 2 * math.prod(x if transposed else cotangent) * math.prod(weight[1:])
+    return once * (bool(asked[0]) + bool(asked[1]))
+
+
+def _counter() -> FlopCounterMode:
+    mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
+    return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
 def _run(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:

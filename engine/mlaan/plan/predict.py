@@ -18,12 +18,13 @@ from mlaan_kernels.blocks import Settings
 @dataclass(frozen=True)
 class PlanCosts:
     """Costs of all parts on one batch: the local modules, each auxiliary network with its loss, and the size of what
-    each loss sends back: a light head's cotangent is one number per image and channel."""
+    each loss sends back. `fused`: by fused kernels."""
 
     modules: tuple[ModuleCost, ...]
     heads: tuple[ModuleCost, ...]
     cotangent_bytes: tuple[int, ...]
     input_bytes: int
+    fused: bool = False
 
     def flops(self, plan: StepPlan, task: Task) -> int:
         """Floating-point operations of a task, multiply and add counted as two."""
@@ -81,11 +82,14 @@ def combine(
     supervision: Supervision,
     images: Sequence[int],
     dtype: torch.dtype,
+    *,
+    fused: bool = False,
 ) -> PlanCosts:
     """Costs of a partition's modules out of those of stem and blocks, and of every loss with its head.
 
     Args:
         images: shape (N, C, H, W) of the batch.
+        fused: fused kernels run the plan, which never spread a light head's cotangent over the pixels.
     """
     stem, *blocks = parts
     modules = [chain([*([stem] if a == 0 else []), *blocks[a:b]]) for a, b in partition.spans]
@@ -93,14 +97,14 @@ def combine(
     heads, cotangents = [], []
     for loss in supervision.losses:
         shape = modules[loss.module].output_shape
-        light = light_shape(loss)
+        light = light_shape(loss) if fused else None
         size = modules[loss.module].output_bytes if light is None else images[0] * light[0] * dtype.itemsize
         cotangents.append(size)
         key = (id(loss.head), id(loss.criterion), shape)
         if key not in known:
             known[key] = measure(_HeadAndLoss(loss, images, dtype), shape, dtype)
         heads.append(known[key])
-    return PlanCosts(tuple(modules), tuple(heads), tuple(cotangents), math.prod(images) * dtype.itemsize)
+    return PlanCosts(tuple(modules), tuple(heads), tuple(cotangents), math.prod(images) * dtype.itemsize, fused)
 
 
 class _HeadAndLoss(nn.Module):
@@ -132,7 +136,7 @@ def predict(plan: StepPlan, costs: PlanCosts) -> Prediction:
             saved.add(task.module)
         alive = sum(costs.modules[m].saved_bytes for m in saved) + sum(cotangents.values())
         alive += sum(costs.modules[m].output_bytes if m >= 0 else costs.input_bytes for m in boundaries)
-        transient = sum(_transient(plan, costs, task) for task in step.tasks)
+        transient = _transients(plan, costs, step)
         if alive + transient > peak:
             peak, peak_task = alive + transient, task
         for done in step.tasks:
@@ -158,6 +162,15 @@ def _touched(plan: StepPlan, step: Step) -> list[int]:
     if task.kind is Kind.UPDATE:
         return []
     return [task.module - 1, task.module]
+
+
+def _transients(plan: StepPlan, costs: PlanCosts, step: Step) -> int:
+    """What a step's tasks hold together; over autograd, networks that share a call run one after the other."""
+    networks: dict[int, int] = {}
+    for task in step.tasks:
+        network = plan.graph.heads[task.index] if task.kind is Kind.HEAD and not costs.fused else -1
+        networks[network] = networks.get(network, 0) + _transient(plan, costs, task)
+    return max(networks.values())
 
 
 def _transient(plan: StepPlan, costs: PlanCosts, task: Task) -> int:

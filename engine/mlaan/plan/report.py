@@ -40,15 +40,16 @@ def report(planned: Planned) -> dict[str, Any]:
     if planned.settings is not None:
         parts = measure_parts(site.backbone, site.image_shape, batch, dtype, planned.settings)
     images = (batch, *site.image_shape)
-    costs = combine(parts, site.partition, planned.supervision, images, dtype)
+    fused = planned.settings is not None
+    costs = combine(parts, site.partition, planned.supervision, images, dtype, fused=fused)
     ours = predict(planned.plan, costs)
-    plain, _, _ = _end_to_end(site, eager, images, dtype)
-    _, segments, checkpointed = _end_to_end(site, parts, images, dtype)
+    plain, _, _ = _end_to_end(site, eager, images, dtype, fused=False)
+    _, segments, checkpointed = _end_to_end(site, parts, images, dtype, fused=fused)
     return {
         "backbone": site.backbone.name,
         "batch": batch,
         "dtype": str(dtype).removeprefix("torch."),
-        "fused": planned.settings is not None,
+        "fused": fused,
         "input_shape": list(site.image_shape),
         "window": planned.plan.window,
         "modules": [_module(planned, costs, m) for m in range(site.modules)],
@@ -113,7 +114,7 @@ def _count(modules: Any, *, trained: bool) -> int:
 
 
 def _end_to_end(
-    site: Site, parts: Sequence[ModuleCost], images: Sequence[int], dtype: torch.dtype
+    site: Site, parts: Sequence[ModuleCost], images: Sequence[int], dtype: torch.dtype, *, fused: bool
 ) -> tuple[Prediction, int, Prediction]:
     """End-to-end training of the same backbone: as it is, and with the segment count of the lowest peak."""
 
@@ -121,10 +122,10 @@ def _end_to_end(
         partition = cut(site.backbone, segments, "even", site.image_shape)
         supervision = EndToEnd().supervise(replace(site, partition=partition))
         graph = build_graph(segments, supervision, partition.modules(site.backbone))
-        costs = combine(parts, partition, supervision, images, dtype)
+        costs = combine(parts, partition, supervision, images, dtype, fused=fused)
         return predict(make_plan(graph, "full", 0, recompute), costs)
 
-    tried = {segments: run(segments, "once") for segments in range(1, min(len(site.backbone.blocks), 16) + 1)}
+    tried = {segments: run(segments, "once") for segments in range(1, len(site.backbone.blocks) + 1)}
     best = min(tried, key=lambda segments: tried[segments].peak_bytes)
     return run(1, "none"), best, tried[best]
 

@@ -2,6 +2,7 @@
 
 from mlaan_kernels.blocks.backward import backward
 from mlaan_kernels.blocks.chain import Chain, Saved, Settings
+from mlaan_kernels.blocks.convolution import Grads, add_grads
 from mlaan_kernels.blocks.cotangent import Cotangent
 from mlaan_kernels.blocks.fused import FusedBasicBlock, FusedBlock, FusedBottleneck, FusedSequence, fuse
 from mlaan_kernels.blocks.matching import form, make_chain
@@ -13,8 +14,10 @@ __all__ = [
     "FusedBlock",
     "FusedBottleneck",
     "FusedSequence",
+    "Grads",
     "Saved",
     "Settings",
+    "add_grads",
     "backward",
     "form",
     "fuse",

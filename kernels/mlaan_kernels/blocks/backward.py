@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mlaan_kernels import batchnorm_act as bn
 from mlaan_kernels.blocks.chain import Chain, Kept, Layer, Saved
-from mlaan_kernels.blocks.convolution import Grads, spread
+from mlaan_kernels.blocks.convolution import Grads, add_grads, spread
 from mlaan_kernels.blocks.cotangent import Cotangent
 from mlaan_kernels.choice import Implementation
 from mlaan_kernels.norm import Norm
@@ -78,8 +78,8 @@ class _Backward:
         """Gradient of the convolution's output, over dz unless it is to be kept; gradients of weight and bias."""
         if self.need_weight:
             dbias, dweight = sums[0].sum(0)
-            self.grads |= spread(dweight, [norm.weight for norm in layer.norms])
-            self.grads |= spread(dbias, [norm.bias for norm in layer.norms])
+            add_grads(self.grads, spread(dweight, [norm.weight for norm in layer.norms]))
+            add_grads(self.grads, spread(dbias, [norm.bias for norm in layer.norms]))
         return bn.input_grad(
             *(dz, kept.c, kept.norm, sums if kept.of_batch else None),
             relu=not masked,
@@ -104,7 +104,7 @@ class _Backward:
 
     def _convolution_weights(self, layer: Layer, dc: Tensor, x: Tensor, norm: Norm | None) -> None:
         if self.need_weight and layer.conv.trained:
-            self.grads |= layer.conv.weight_grads(dc[: self.images], x, norm, self.implementation)
+            add_grads(self.grads, layer.conv.weight_grads(dc[: self.images], x, norm, self.implementation))
 
     def _to_layer(self, i: int, dc: Tensor) -> tuple[Tensor, Tensor, bool]:
         """From the next convolution's output to before the i-th layer's ReLU: dz, its sums, whether it is masked."""
@@ -125,6 +125,8 @@ class _Backward:
             return [None] * len(need_input)
         part = slice(wanted[0] * self.images, (wanted[-1] + 1) * self.images)
         dc, incoming = dc[part], incoming[part]
+        if len(wanted) < len(need_input):  # a copy, so that what goes on does not hold the memory of both
+            incoming = incoming.clone(memory_format=torch.channels_last)
         chain, first = self.chain, self.chain.layers[0].conv
         if chain.shortcut == "identity":
             if chain.members > 1:  # each member passed on the input that they share

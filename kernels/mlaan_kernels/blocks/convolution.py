@@ -38,7 +38,7 @@ class Convolution:
     @property
     def trained(self) -> bool:
         """Whether any of the weights is."""
-        return any(weight.requires_grad for layer in self.layers for weight in layer.parameters())
+        return any(map(_is_trained, self.layers))
 
     def forward(
         self, x: Tensor, norm: Norm | None, *, statistics: bool, slices: int, implementation: Implementation
@@ -105,7 +105,7 @@ class Convolution:
 
     def weight_grads(self, dc: Tensor, x: Tensor, norm: Norm | None, implementation: Implementation) -> Grads:
         """Gradients of the trained weights and biases; x and `norm` as in `forward`."""
-        count, trained = len(self.layers), [i for i, layer in enumerate(self.layers) if layer.weight.requires_grad]
+        count, trained = len(self.layers), [i for i, layer in enumerate(self.layers) if _is_trained(layer)]
         if len(trained) < count:
             own = self.inputs == count
             few = Convolution([self.layers[i] for i in trained], len(trained) if own else self.inputs)
@@ -120,8 +120,9 @@ class Convolution:
             )
             return spread(grad, weights)
         biases = self._biases()
-        _, weight, bias = self._run_backward(dc, x, (False, True, any(one.requires_grad for one in biases)))
-        return spread(weight, weights) | spread(bias, biases)
+        asked = (False, *(any(one.requires_grad for one in some) for some in (weights, biases)))
+        _, weight, bias = self._run_backward(dc, x, (asked[0], asked[1], asked[2]))
+        return add_grads(spread(weight, weights), spread(bias, biases))
 
     def _weight(self, dtype: torch.dtype) -> Tensor:
         weights = [layer.weight.detach() for layer in self.layers]
@@ -138,10 +139,23 @@ class Convolution:
 
 def spread(grad: Tensor | None, weights: Sequence[nn.Parameter]) -> Grads:
     """Parts of a joined gradient, side by side along its first dimension, for those weights that are trained."""
-    if grad is None:
-        return {}
-    parts = grad.chunk(len(weights))
-    return {w: part.to(w.dtype) for w, part in zip(weights, parts, strict=True) if w.requires_grad}
+    grads: Grads = {}
+    if grad is not None:
+        for weight, part in zip(weights, grad.chunk(len(weights)), strict=True):
+            if weight.requires_grad:
+                add_grads(grads, {weight: part.to(weight.dtype)})
+    return grads
+
+
+def add_grads(grads: Grads, more: Grads) -> Grads:
+    """`grads` with `more` added: a weight that layers share gets the sum."""
+    for weight, grad in more.items():
+        grads[weight] = grads[weight] + grad if weight in grads else grad
+    return grads
+
+
+def _is_trained(layer: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in layer.parameters())
 
 
 def pick(x: Tensor, count: int, places: Sequence[int]) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -31,7 +32,7 @@ class FusedBlock(nn.Module):
             raise ValueError(f"{type(block).__name__} has no fused form: leave it as it is")
         for name, child in block.named_children():
             self.add_module(name, child)
-        self.train(block.training)
+        self.training = block.training  # and no child's: a BatchNorm in evaluation mode stays so
         self.chain = chain
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,14 +95,16 @@ class _Carried(torch.autograd.Function):
         leaves, ctx.structure = pytree.tree_flatten(saved)
         ctx.places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         ctx.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        ctx.save_for_backward(*(leaves[i] for i in ctx.places))
+        # the weights, too: one that is changed before the backward is then found out
+        ctx.save_for_backward(*(leaves[i] for i in ctx.places), *weights)
         ctx.chain, ctx.weights, ctx.dtype = chain, weights, x.dtype
         return y
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         leaves = list(ctx.leaves)
-        for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+        for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=False):
             leaves[place] = tensor
         saved = pytree.tree_unflatten(leaves, ctx.structure)
         need_input, _, *need_weights = ctx.needs_input_grad

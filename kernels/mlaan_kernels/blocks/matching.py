@@ -63,7 +63,8 @@ def form(block: nn.Module) -> tuple[object, ...]:
 
 
 def _parts_of(block: nn.Module) -> _Parts | None:
-    if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in block.modules()):
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(part, kind) for part in block.modules() for kind in hooks):
         return None
     if type(block) in (Bottleneck, BasicBlock):
         one, count = cast(Any, block), 3 if type(block) is Bottleneck else 2
@@ -77,7 +78,7 @@ def _parts_of(block: nn.Module) -> _Parts | None:
         return _Parts(layers, shortcut, None) if fit else None
     if type(block) is nn.Sequential:
         steps: list[Any] = list(block)
-        pool = steps.pop() if steps and type(steps[-1]) is nn.MaxPool2d else None
+        pool = steps.pop() if steps and type(steps[-1]) is nn.MaxPool2d and not steps[-1].return_indices else None
         if len(steps) == 3 and type(steps[2]) is nn.ReLU and _fits(steps[0], steps[1]):
             return _Parts([(steps[0], steps[1])], None, pool)
     return None
