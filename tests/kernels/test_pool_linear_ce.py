@@ -1,6 +1,6 @@
 """pool_linear_ce's numbers: both forms against PyTorch's own functions in float64."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -28,8 +28,12 @@ smoothings = pytest.mark.parametrize("smoothing", [0.0, 0.1], ids=["hard", "smoo
 
 
 @pytest.fixture(autouse=True)
-def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def exact_products() -> Iterator[None]:
+    """By hand: the switch is no attribute that monkeypatch could take back."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def triton(case: Case, smoothing: float = 0.0) -> HeadResults:

@@ -1,5 +1,6 @@
 """pool_linear_ce beside its numbers: the differentiable loss, custom operators, launches, and what is refused."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,8 +19,12 @@ needs_interpreter = pytest.mark.skipif(not interpreting(), reason="Triton's inte
 
 
 @pytest.fixture(autouse=True)
-def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def exact_products() -> Iterator[None]:
+    """By hand: the switch is no attribute that monkeypatch could take back."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def torch_loss(features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float) -> Tensor:
