@@ -1,28 +1,41 @@
 """Who runs in a benchmark of training steps: four ways to train one network, from equal weights."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from benchmarks.measure import Batch, peak_memory
 from exact.compare import Pair, gap, judge_of
 from mlaan import MLAAN, Backbone, Engine
-from mlaan.learning import cut
-from mlaan_kernels.blocks import fuse
+from mlaan.compare.contenders import (
+    LEARNING_RATE,
+    MOMENTUM,
+    WEIGHT_DECAY,
+    Contender,
+    EndToEnd,
+    segment_counts,
+    step_peak,
+)
+from mlaan.compare.measure import Batch
+
+__all__ = [
+    "LEARNING_RATE",
+    "MOMENTUM",
+    "WEIGHT_DECAY",
+    "Case",
+    "Contender",
+    "EndToEnd",
+    "WrongGradientsError",
+    "check_gradients",
+    "make_batches",
+    "make_contenders",
+    "step_peak",
+]
 
 TOLERANCE = 1e-9
-# Small, so that no contender runs off into infinities or denormals, which take another time, on random images.
-LEARNING_RATE = 1e-4
 CLASSES = 10
-MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
-SEGMENTS_TRIED = (2, 3, 4, 5, 6, 8, 10, 12)  # and as many as there are blocks
 
 
 class WrongGradientsError(RuntimeError):
@@ -56,76 +69,6 @@ class Case:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         return 3, self.size, self.size
-
-
-class Contender(Protocol):
-    """A training step on equal terms with the others."""
-
-    def step(self, images: Tensor, labels: Tensor) -> object:
-        """Forward, gradients and update on images (N, C, H, W) and labels (N,) int64."""
-        ...
-
-
-class EndToEnd:
-    """A plain training step; with more than one segment, all but the last are checkpointed.
-
-    As usual with torch.utils.checkpoint, recomputing a segment moves its running statistics once more.
-
-    Args:
-        precision: autocast's dtype; None: the weights' own.
-        fused: run our fused blocks.
-    """
-
-    def __init__(self, backbone: Backbone, precision: torch.dtype | None = None, fused: bool = False) -> None:
-        self.backbone, self.net, self.classifier = backbone, backbone.net.train(), backbone.classifier
-        self.precision, self.fused = precision, fused
-        self.split(1)
-        self.optimizer = torch.optim.SGD(
-            self.net.parameters(), LEARNING_RATE, MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY, fused=True
-        )
-
-    @contextmanager
-    def updating_in_the_backward(self) -> Iterator[None]:
-        """Each weight moves as soon as its gradient is there, and the gradient goes: the least memory."""
-        one_each = {
-            weight: torch.optim.SGD([weight], LEARNING_RATE, MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
-            for weight in self.net.parameters()
-        }
-        for weight, optimizer in one_each.items():
-            optimizer.state[weight] = self.optimizer.state[weight]
-
-        def update(weight: Tensor) -> None:
-            one_each[cast(nn.Parameter, weight)].step()
-            weight.grad = None
-
-        hooks = [weight.register_post_accumulate_grad_hook(update) for weight in self.net.parameters()]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def split(self, segments: int) -> None:
-        """From now on checkpoint by so many runs of blocks."""
-        self.parts: list[Any] = list(cut(self.backbone, segments).modules(self.backbone))
-        if self.fused:
-            self.parts = [fuse(part) for part in self.parts]
-
-    def compile(self) -> None:
-        """From now on run what torch.compile makes of the network."""
-        self.parts = [torch.compile(nn.Sequential(*self.parts))]
-
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """See Contender; returns the loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        h = images
-        with torch.autocast(images.device.type, self.precision, enabled=self.precision is not None):
-            for part in self.parts[:-1]:
-                h = checkpoint(part, h, use_reentrant=False)
-            loss = F.cross_entropy(self.classifier(self.parts[-1](h)), labels)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
 
 
 def make_pair(case: Case, device: torch.device, dtype: torch.dtype) -> Pair:
@@ -179,32 +122,8 @@ def make_contenders(case: Case, batch: Batch) -> tuple[dict[str, Contender], int
     """All four, float32, and the segment count of the checkpointed one: the lowest peak of those tried on `batch`."""
     pair = make_pair(case, batch[0].device, torch.float32)
     plain, checkpointed = (EndToEnd(copy.deepcopy(pair.engine.backbone)) for _ in range(2))
-    start = copy.deepcopy(checkpointed.net.state_dict())
-    checkpointed.step(*batch)  # momenta are there before a peak is taken
-    blocks = len(checkpointed.backbone.blocks)
-    peaks = {}
-    for segments in sorted({count for count in SEGMENTS_TRIED if count < blocks} | {blocks}):
-        checkpointed.split(segments)
-        peaks[segments] = step_peak(checkpointed, batch)
-    best = min(peaks, key=peaks.__getitem__)
-    checkpointed.split(best)
-    checkpointed.net.load_state_dict(start)
-    checkpointed.optimizer.state.clear()
+    best = checkpointed.split_best(segment_counts(len(checkpointed.backbone.blocks)), batch)
     return {"end-to-end": plain, "checkpointed": checkpointed, "two-path": pair.judge, "ours": pair.engine}, best
-
-
-def step_peak(contender: Contender, batch: Batch) -> int:
-    """Peak bytes of one step above what it found; it finds no gradients, so that those it makes are in the figure.
-
-    Ours updates a module as soon as its gradients are complete. For equal terms the end-to-end contenders update each
-    weight in the backward here, so that they hold no more gradients than they must.
-    """
-    for weight in _weights(contender):
-        weight.grad = None
-    if isinstance(contender, EndToEnd):
-        with contender.updating_in_the_backward():
-            return peak_memory(lambda: contender.step(*batch), batch[0].device)
-    return peak_memory(lambda: contender.step(*batch), batch[0].device)
 
 
 def make_batches(case: Case, samples: int, count: int, device: torch.device, dtype: torch.dtype) -> list[Batch]:
@@ -217,14 +136,3 @@ def make_batches(case: Case, samples: int, count: int, device: torch.device, dty
         )
         for _ in range(count)
     ]
-
-
-def _weights(contender: Contender) -> Iterator[nn.Parameter]:
-    match contender:
-        case EndToEnd():
-            yield from contender.net.parameters()
-        case Engine():
-            yield from contender.backbone.net.parameters()
-            yield from contender.heads.parameters()
-        case _:
-            yield from contender.trained  # type: ignore[attr-defined]

@@ -1,12 +1,13 @@
 """The standard round on a GPU machine: its own torch, no network, one command, under ten minutes.
 
-    python -m benchmarks.gpu [--dry-run] [--commit ID]
+    python -m benchmarks.gpu [--more] [--dry-run] [--commit ID]
 
 Makes build/gpu-env, an environment that sees this Python's own packages, installs mlaan there, then runs on CUDA: the
-tests marked gpu, every kernel under compute-sanitizer, the micro benchmarks, the steps of the big networks. A stage has
+tests marked gpu, every kernel under compute-sanitizer, the micro benchmarks, the steps of the big networks and those by
+each executor. --more is a second round of as long, of nothing but the steps that the first has no time for. A stage has
 its time and is ended when that is over; one that fails hides no other, and the exit code is 1 if any did. Rows go to
-benchmarks/results/<date>-<gpu>-<commit>.json; at the end stands one table against the design's targets. Needs nothing
-but the standard library.
+benchmarks/results/<date>-<gpu>-<commit>[-more].json; at the end stands one table against the design's targets. Needs
+nothing but the standard library.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from benchmarks import ROOT, targets
 
 BUILD = ROOT / "build"
 ENVIRONMENT = BUILD / "gpu-env"
-FACTS, MICRO, STEPS = (BUILD / f"gpu-{name}.json" for name in ("machine", "micro", "steps"))
+FACTS, MICRO, STEPS, EXECUTORS = (BUILD / f"gpu-{name}.json" for name in ("machine", "micro", "steps", "executors"))
 TESTS = BUILD / "gpu-tests.xml"
 RESULTS = ROOT / "benchmarks" / "results"
 SANITIZER = "compute-sanitizer"
@@ -58,8 +59,8 @@ class Stage:
     tool: str | None = None
 
 
-def stages(commit: str | None = None) -> list[Stage]:
-    """The round's commands, in order; `commit` is handed to those that record it."""
+def stages(commit: str | None = None, *, more: bool = False) -> list[Stage]:
+    """The round's commands, in order; `commit` is handed to those that record it. With `more`, the second round's."""
     python = str(ENVIRONMENT / "bin" / "python")
     recorded = ("--commit", commit) if commit else ()
     install = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index")
@@ -68,8 +69,12 @@ def stages(commit: str | None = None) -> list[Stage]:
     # without torch's own store of memory, so that the tool sees where each tensor ends
     watch = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", SANITIZER, "--error-exitcode", "1", "--tool")
     watched = (python, "-m", "benchmarks.sanitized")
-    micro, steps = 110, 175
-    return [
+
+    def steps(name: str, seconds: int, module: str, rows: Path, *which: str) -> Stage:
+        command = (python, "-m", f"benchmarks.{module}", *which, "--budget", str(seconds - SPARE), "--json", str(rows))
+        return Stage(name, (*command, *recorded), seconds)
+
+    ready = [
         # without pip: this Python's own serves, and making another needs files that some systems pack apart
         Stage(
             "environment",
@@ -78,6 +83,12 @@ def stages(commit: str | None = None) -> list[Stage]:
         ),
         Stage("install", (*install, "--no-deps", "--no-build-isolation", "-e", "."), 60),
         Stage("machine", (python, "-m", "benchmarks.machine", "--device", "cuda", "--json", str(FACTS), *recorded), 15),
+    ]
+    if more:
+        return [*ready, steps("steps", 500, "imagenet", STEPS, "--more")]
+    micro = 85
+    return [
+        *ready,
         Stage("tests", (*test, *parallel, "-m", "gpu", f"--junitxml={TESTS}", "tests"), 140),
         Stage("memcheck", (*watch, "memcheck", *watched), 35, SANITIZER),
         Stage("racecheck", (*watch, "racecheck", *watched), 35, SANITIZER),
@@ -89,11 +100,8 @@ def stages(commit: str | None = None) -> list[Stage]:
             ),
             micro,
         ),
-        Stage(
-            "steps",
-            (python, "-m", "benchmarks.imagenet", "--budget", str(steps - SPARE), "--json", str(STEPS), *recorded),
-            steps,
-        ),
+        steps("steps", 135, "imagenet", STEPS),
+        steps("executors", 75, "executors", EXECUTORS),
     ]
 
 
@@ -149,7 +157,7 @@ def run_stage(stage: Stage) -> tuple[bool, float]:
 def collect() -> list[dict[str, Any]]:
     """The rows of the step and micro benchmarks, each with the machine's facts."""
     machine = _load(FACTS) or {}
-    rows = [machine | row for row in _load(STEPS) or []]
+    rows = [machine | row for file in (STEPS, EXECUTORS) for row in _load(file) or []]
     for entry in (_load(MICRO) or {}).get("benchmarks", []):
         fifths = statistics.quantiles(entry["stats"]["data"], n=5, method="inclusive")
         times = {"p20": fifths[0], "p50": entry["stats"]["median"], "p80": fifths[3]}
@@ -158,11 +166,11 @@ def collect() -> list[dict[str, Any]]:
     return rows
 
 
-def write(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
-    """Write the rows to <date>-<gpu>-<commit>.json in `folder`, and return that file."""
+def write(rows: Sequence[dict[str, Any]], folder: Path, *, more: bool = False) -> Path:
+    """Write the rows to <date>-<gpu>-<commit>.json in `folder`, the second round's beside it; returns that file."""
     facts = [str(rows[0].get(key) or "unknown") if rows else "unknown" for key in ("device", "commit")]
     words = [re.sub(r"[^a-z0-9]+", "-", fact.lower()).strip("-") for fact in facts]
-    target = folder / f"{'-'.join([date.today().isoformat(), *words])}.json"
+    target = folder / f"{'-'.join([date.today().isoformat(), *words, *(['more'] if more else [])])}.json"
     folder.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
     return target
@@ -171,17 +179,26 @@ def write(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """All rows in one table; ratios are medians."""
     lines = [
-        f"{'':<70}{'ms p20':>9}{'p50':>9}{'p80':>9} |{'time / e2e':>11}{'/ fused e2e':>12}{'/ two-path':>11} |"
-        f"{'peak / e2e':>11} | floor's speed"
+        f"{'':<70}{'ms p20':>9}{'p50':>9}{'p80':>9} |{'time / e2e':>11}{'/ fused e2e':>12}{'/ compiled':>11}"
+        f"{'/ two-path':>11}{'/ eager':>8} |{'peak / e2e':>11} | more"
     ]
+    rivals = {"end-to-end": 11, "end-to-end fused": 12, "compiled": 11, "two-path": 11, "eager": 8}
     for row in rows:
         times = "".join(f"{value:9.3f}" for value in row["ms"].values())
         line = f"{row['case']} {row['contender']}" if row["benchmark"] != "micro" else row["case"]
-        ratios = [row.get("time_ratio", {}).get(rival) for rival in ("end-to-end", "end-to-end fused", "two-path")]
-        cells = [_cell(ratio and ratio["median"], width) for ratio, width in zip(ratios, (11, 12, 11), strict=True)]
-        line = f"{line:<70}{times} |{''.join(cells)} |{_cell(row.get('peak_ratio', {}).get('end-to-end'), 11)} |"
-        lines.append(line + (f" {row['share']:.0%}" if "share" in row else ""))
+        ratios = [(row.get("time_ratio", {}).get(rival), width) for rival, width in rivals.items()]
+        cells = "".join(_cell(ratio and ratio["median"], width) for ratio, width in ratios)
+        line = f"{line:<70}{times} |{cells} |{_cell(row.get('peak_ratio', {}).get('end-to-end'), 11)} |"
+        lines.append(" ".join([line, *_more(row)]))
     return "\n".join(lines)
+
+
+def _more(row: dict[str, Any]) -> list[str]:
+    """What only some rows have: the share of the floor's speed, streams, and why a row is not what its name says."""
+    said = [f"{row['share']:.0%} of the floor's speed"] if "share" in row else []
+    said += [f"streams {row['lanes']}"] if "lanes" in row else []
+    said += [f"overlap {row['overlap']:.0%}"] if "overlap" in row else []
+    return [*said, f"FAILED: {row['obstacle']}"] if row.get("obstacle") else said
 
 
 def _cell(value: float | None, width: int) -> str:
@@ -191,18 +208,19 @@ def _cell(value: float | None, width: int) -> str:
 def main(arguments: Sequence[str] | None = None, run: Callable[[Stage], tuple[bool, float]] = run_stage) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="The standard round on a GPU.")
+    parser.add_argument("--more", action="store_true", help="the steps that the round has no time for, alone")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
     parser.add_argument("--commit", help="recorded where the sources are a copy without their repository")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where the rows go")
     options = parser.parse_args(arguments)
-    planned = stages(options.commit)
+    planned = stages(options.commit, more=options.more)
     if options.dry_run:
         print("\n".join(shlex.join(stage.command) for stage in planned))
         return 0
     if obstacle := _obstacle():
         print(f"no GPU round: {obstacle}", file=sys.stderr)
         return 1
-    for leftover in (FACTS, MICRO, STEPS, TESTS):
+    for leftover in (FACTS, MICRO, STEPS, EXECUTORS, TESTS):
         leftover.unlink(missing_ok=True)
     share_packages()
     outcomes = {}
@@ -213,7 +231,7 @@ def main(arguments: Sequence[str] | None = None, run: Callable[[Stage], tuple[bo
         good, seconds = run(stage)
         outcomes[stage.name] = f"{'passed' if good else 'FAILED'} in {seconds:.0f} s"
     rows = collect()
-    print(f"\n{write(rows, options.results)}\n\n{table(rows)}\n\n{targets.table(rows)}\n")
+    print(f"\n{write(rows, options.results, more=options.more)}\n\n{table(rows)}\n\n{targets.table(rows)}\n")
     for name, outcome in outcomes.items():
         print(f"{name:<12} {outcome}")
     return int(any(outcome.startswith("FAILED") for outcome in outcomes.values()))

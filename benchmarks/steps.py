@@ -29,6 +29,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.machine import facts
 from benchmarks.measure import flops, interleaved, paired_ratios, percentiles
+from mlaan.execute import arithmetic
 from mlaan.models import BACKBONES
 
 REFERENCES = ("end-to-end", "two-path")
@@ -70,7 +71,7 @@ def measure_case(case: Case, batch: int, rounds: int, device: torch.device) -> l
                 "cuts": case.cuts,
                 "checkpointed_segments": segments,
                 "shape": [batch, *case.shape],
-                "dtype": _precision(device),
+                "dtype": "float32",
                 "rounds": rounds,
                 "gradient_gap": gap,
                 "ms": {p: 1e3 * value for p, value in zip(("p20", "p50", "p80"), spread, strict=True)},
@@ -92,7 +93,7 @@ def heading(machine: dict[str, Any], device: torch.device) -> str:
     driver = f", driver {machine['driver']}, triton {machine['triton']}" if machine["driver"] else ""
     return (
         f"{machine['device']} ({device.type}), {machine['threads']} threads, torch {machine['torch']}{driver}, "
-        f"commit {machine['commit']}, {_precision(device)}\n"
+        f"commit {machine['commit']}, float32\n"
         "Absolute times are this machine's and no other's. Ratios of time are taken pair by pair within a round: "
         "least, median, greatest.\n"
         "Peaks are allocator events above what the step found: activations, gradients and the kernels' workspace."
@@ -142,7 +143,8 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = CASES) 
         batch = options.batch or (case.gpu_batch if on_gpu else case.batch)
         rounds = options.rounds or (GPU_ROUNDS if on_gpu else case.rounds)
         try:
-            measured = measure_case(case, batch, rounds, device)
+            with arithmetic("float32"):  # the two-path schedule, too: the others have it of themselves
+                measured = measure_case(case, batch, rounds, device)
         except WrongGradientsError as error:
             print(f"\nrefused: {error}", flush=True)
             refused = True
@@ -153,10 +155,6 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = CASES) 
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return int(refused)
-
-
-def _precision(device: torch.device) -> str:
-    return "float32, TF32 convolutions" if device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "float32"
 
 
 def _parse(arguments: Sequence[str] | None, names: Sequence[str]) -> argparse.Namespace:

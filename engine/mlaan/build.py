@@ -1,17 +1,22 @@
 """From settings to the parts of a run."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from mlaan import data, models
 from mlaan.config import Config
-from mlaan.data import Described, Loader
+from mlaan.data import Described, Facts, ImageSource, Loader
 from mlaan.engine import Engine
 from mlaan.errors import UserError
-from mlaan.learning import Normalisation
+from mlaan.execute import AUTOCAST, choose_kernels, shorten
+from mlaan.learning import Method, Normalisation
 from mlaan.models import Backbone
+from mlaan.optim.states import state_bytes
+from mlaan.plan.candidates import Bench, Choice, Subject
+from mlaan.plan.machine import Machine
 
 
 class Parts(NamedTuple):
@@ -51,12 +56,83 @@ def outline(config: Config) -> Engine:
     Raises:
         UserError: settings that do not fit each other.
     """
+    with torch.device("meta"):
+        backbone, facts = _on_meta(config)
+        return _engine(config, backbone, facts.image_shape, _normalisation(facts))
+
+
+def with_kernels(config: Config, device: str, *, is_here: bool = True) -> Config:
+    """The settings for a step that is only planned, for a "cpu" or a "cuda" device.
+
+    What "auto" kernels are is then said in so many words, unless a GPU of this machine decides it.
+    """
+    if config.train.kernels != "auto" or (device == "cuda" and is_here and torch.cuda.is_available()):
+        return config
+    kernels = "triton" if device == "cuda" else "reference"
+    return replace(config, train=replace(config.train, kernels=kernels))
+
+
+def choice_of(config: Config) -> Choice:
+    """The settings that decide a step's memory and time."""
+    partition, memory = config.partition, config.memory
+    assert isinstance(config.data, ImageSource)
+    return Choice(
+        partition.modules, partition.cuts, memory.schedule, memory.window, memory.recompute, config.data.batch
+    )
+
+
+def with_choice(config: Config, choice: Choice) -> Config:
+    """The settings with other ones of those."""
+    partition = replace(config.partition, modules=choice.modules, cuts=choice.cuts)
+    memory = replace(config.memory, schedule=choice.schedule, window=choice.window, recompute=choice.recompute)
+    batches = replace(config.data, batch=choice.batch)  # type: ignore[type-var]
+    return replace(config, partition=partition, memory=memory, data=batches)
+
+
+def bench_for(config: Config, machine: Machine) -> Bench:
+    """What estimates other choices for the network, the method and the optimizer of some settings, on a machine.
+
+    Raises:
+        UserError: settings that do not fit each other.
+    """
+    train = config.train
+    with torch.device("meta"):
+        backbone, facts = _on_meta(config)
+    weight = next(backbone.net.parameters())
+    short = train.weights == "bfloat16"
+    if short:
+        shorten([backbone.net], torch.bfloat16)
+    kernels = choose_kernels(train.kernels, weight, train.precision)
+    channels_last = train.channels_last or kernels == "triton"
+    if channels_last:
+        cast(Any, backbone.net).to(memory_format=torch.channels_last)
+    subject = Subject(
+        backbone,
+        cast(Method, config.method),
+        facts.image_shape,
+        machine,
+        AUTOCAST.get(train.precision, weight.dtype),
+        kernels,
+        state_bytes(config.optim, torch.bfloat16 if short else torch.float32),
+        "tf32" if train.precision == "tf32" else None,
+        train.executor != "eager" and machine.kind == "cuda",
+        config.optim.clip == "global",
+        _normalisation(facts),
+        channels_last,
+    )
+    return Bench(subject)
+
+
+def _on_meta(config: Config) -> tuple[Backbone, Facts]:
     facts = data.facts(config.data)
     channels, *size = facts.image_shape
-    with torch.device("meta"):
-        backbone = models.build(config.model.name, facts.classes, channels, size)
-        unknown = (0.5,) * channels  # no plan depends on it
-        return _engine(config, backbone, facts.image_shape, (facts.mean or unknown, facts.std or unknown))
+    return models.build(config.model.name, facts.classes, channels, size), facts
+
+
+def _normalisation(facts: Facts) -> Normalisation:
+    """What is not known before the data are read is made up: no plan depends on it."""
+    unknown = (0.5,) * facts.image_shape[0]
+    return facts.mean or unknown, facts.std or unknown
 
 
 def _engine(config: Config, backbone: Backbone, image_shape: Sequence[int], normalisation: Normalisation) -> Engine:

@@ -23,7 +23,7 @@ from mlaan.errors import UserError
 FORMAT = 1
 """Raised whenever what is written no longer fits the `load` of before."""
 
-CHANGEABLE = ("run.", "train.epochs", "data.root", "data.workers", "data.download")
+CHANGEABLE = ("run.", "train.epochs", "memory.limit", "data.root", "data.workers", "data.download")
 """Settings that a run may go on with other values of."""
 
 _MAGIC = b"mlaan checkpoint, sha256 "

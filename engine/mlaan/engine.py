@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from functools import partial
 from numbers import Real
 from typing import Any, cast
 
@@ -14,11 +12,28 @@ from torch.nn import functional as F
 
 from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfig, TrainConfig, make
 from mlaan.errors import UserError
-from mlaan.execute import Autocast, BatchCheck, EagerExecutor, HeadCalls, ModuleState, choose_kernels, make_work
+from mlaan.execute import (
+    AUTOCAST,
+    BatchCheck,
+    GraphExecutor,
+    HeadCalls,
+    LossScale,
+    ModuleState,
+    arithmetic,
+    choose_kernels,
+    make_autocast,
+    make_executor,
+    make_work,
+    shorten,
+)
 from mlaan.learning import Method, Normalisation, Site, cut
 from mlaan.models import Backbone, as_backbone, borrowed
-from mlaan.optim.sgd import SGD
+from mlaan.optim.optimizer import Optimizer
+from mlaan.optim.states import state_bytes
 from mlaan.plan import build_graph, head_homes, make_plan
+from mlaan.plan.lanes import LanePlan
+from mlaan.plan.machine import Machine
+from mlaan.plan.placing import machine_like, place
 from mlaan.plan.report import Planned, report
 from mlaan_kernels.blocks import Settings
 
@@ -67,12 +82,16 @@ class Engine:
         schedule, window, recompute: what is kept between forward and backward; see `MemoryConfig`.
         normalisation: mean and standard deviation of the images' channels (where the largest pixel value counts as
             1), for methods that rebuild the image.
-        precision: "float32" keeps the weights' own; "bfloat16" runs modules and heads under autocast, while weights,
-            losses and updates stay as they are.
+        precision: "float32" keeps the weights' own; "bfloat16" and "float16" run modules and heads under autocast,
+            while weights, losses and updates stay as they are; see `TrainConfig`.
+        weights: "bfloat16" turns convolutions' and linear layers' weights into that; see `TrainConfig`.
         channels_last: lay weights and images out as (N, H, W, C) in memory; Triton kernels have it so in any case.
         kernels: "auto", "reference" or "triton"; see `TrainConfig`. `engine.kernels` tells what it came to.
-        learning_rate, momentum, nesterov, weight_decay: see `OptimConfig`. `engine.learning_rate` may be set
-            before any step.
+        executor: "eager", "streams" or "graph"; see `TrainConfig`.
+        compile: "off" or "modules"; see `TrainConfig`.
+        optim: "sgd", "lars", "adamw", "lamb", or a config object such as `AdamWConfig(learning_rate=1e-3)`.
+        learning_rate, momentum, nesterov, weight_decay: of the optimizer named, where it has them.
+            `engine.learning_rate` may be set before any step.
         options: fields of the named method's config, such as `reach=3`.
 
     Raises:
@@ -94,10 +113,14 @@ class Engine:
         precision: str = "float32",
         channels_last: bool = False,
         kernels: str = "auto",
-        learning_rate: float = 0.05,
-        momentum: float = 0.9,
-        nesterov: bool = True,
-        weight_decay: float = 1e-4,
+        weights: str = "float32",
+        executor: str = "eager",
+        compile: str = "off",
+        optim: str | OptimConfig = "sgd",
+        learning_rate: float | None = None,
+        momentum: float | None = None,
+        nesterov: bool | None = None,
+        weight_decay: float | None = None,
         **options: Any,
     ) -> None:
         if isinstance(method, type):
@@ -115,18 +138,26 @@ class Engine:
             kind, settings = type(method), {f.name: getattr(method, f.name) for f in fields(cast(Any, method))}
         chosen = make(kind, "method", **settings)
         memory = make(MemoryConfig, "memory", schedule=schedule, window=window, recompute=recompute)
-        optim = make(
-            OptimConfig,
-            "optim",
-            learning_rate=learning_rate,
-            momentum=momentum,
-            nesterov=nesterov,
-            weight_decay=weight_decay,
-        )
+        numbers = {
+            "learning_rate": learning_rate,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+        }
+        optim = _optim(optim, {name: number for name, number in numbers.items() if number is not None})
         partition = make(
             PartitionConfig, "partition", modules=modules, cuts=cuts if isinstance(cuts, str) else tuple(cuts)
         )
-        layout = make(TrainConfig, "train", precision=precision, channels_last=channels_last, kernels=kernels)
+        layout = make(
+            TrainConfig,
+            "train",
+            precision=precision,
+            channels_last=channels_last,
+            kernels=kernels,
+            weights=weights,
+            executor=executor,
+            compile=compile,
+        )
         backbone = as_backbone(model, tuple(input_shape))
         self._assemble(backbone, chosen, partition, memory, optim, layout, tuple(input_shape), normalisation)
 
@@ -176,30 +207,45 @@ class Engine:
         if channels_last:  # after all weights are drawn: the same seed then gives the same ones in any layout
             for net in (backbone.net, self.heads):
                 cast(Any, net).to(memory_format=torch.channels_last)
-        self.autocast = _autocast(train.precision, example)
-        self.dtype: torch.dtype = example.dtype if train.precision == "float32" else getattr(torch, train.precision)
+        self.autocast, self.precision = make_autocast(train.precision, example), train.precision
+        self.dtype: torch.dtype = AUTOCAST.get(train.precision, example.dtype)
+        self.batch_check = BatchCheck(
+            backbone, self.partition, self.supervision, input_shape, channels_last=channels_last
+        )
+        masters = shorten((backbone.net, self.heads), torch.bfloat16) if train.weights == "bfloat16" else {}
         self.settings = None
         asked = train.kernels == "triton" or memory.recompute == "fused"
         if self.kernels == "triton" or memory.recompute == "fused":
             self.settings = Settings(self.dtype, self.kernels, keep_activations=memory.recompute == "none")
-        graph = build_graph(len(modules), self.supervision, modules)
+        graph = build_graph(len(modules), self.supervision, modules, global_norm=optim.clip == "global")
         self.plan = make_plan(graph, memory.schedule, memory.window, memory.recompute)
         self.loss_names = tuple(loss.name for loss in self.supervision.losses)
         self.loss_modules = tuple(loss.module for loss in self.supervision.losses)
         self.loss_predicts = tuple(loss.predicts for loss in self.supervision.losses)
-        self.optimizer = SGD(self._groups(modules), self.supervision.twins, self._names(), optim)
-        self.executor = EagerExecutor(
-            self.plan,
-            self.supervision,
-            make_work(modules, self.settings, self.autocast, asked=asked),
-            [ModuleState(module, self._moves(i, module)) for i, module in enumerate(modules)],
-            self.optimizer.update,
-            HeadCalls(self.supervision.losses, self.autocast, self.settings),
-            self.kernels,
+        self.state_bytes = state_bytes(optim, torch.bfloat16 if masters else torch.float32)
+        groups = self._groups(modules)
+        self.optimizer = Optimizer(groups, self.supervision.twins, self._names(), optim, masters)
+        self.loss_scale = None
+        if train.precision == "float16":
+            home = head_homes(self.supervision)
+            homes = [home[id(loss.head)] for loss in self.supervision.losses]
+            self.loss_scale = LossScale(graph, homes, self.device)
+        self.executor = make_executor(
+            train.executor,
+            self.device,
+            self._lanes_for,
+            self.optimizer.prepare,
+            plan=self.plan,
+            supervision=self.supervision,
+            work=make_work(modules, self.settings, self.autocast, asked=asked, compiled=train.compile == "modules"),
+            states=[ModuleState(module, self._moves(i, module)) for i, module in enumerate(modules)],
+            optimizer=self.optimizer,
+            weights=groups,
+            heads=HeadCalls(self.supervision.losses, self.autocast, self.settings),
+            kernels=self.kernels,
+            loss_scale=self.loss_scale,
         )
-        self.batch_check = BatchCheck(
-            backbone, self.partition, self.supervision, input_shape, channels_last=channels_last
-        )
+        self.optimizer.on_device(isinstance(self.executor, GraphExecutor))
         self._train_mode()
 
     def step(self, images: Tensor, labels: Tensor) -> StepResult:
@@ -220,7 +266,8 @@ class Engine:
 
     def _run(self, images: Tensor, labels: Tensor, *, update: bool) -> StepResult:
         images, labels = self.batch_check(images, labels, training=True)
-        losses, correct = self.executor.run(images, labels, update=update)
+        with arithmetic(self.precision):
+            losses, correct = self.executor.run(images, labels, update=update)
         return StepResult(losses, correct, images.shape[0])
 
     @torch.no_grad()
@@ -239,7 +286,7 @@ class Engine:
                 if isinstance(pair, Tensor):
                     raise UserError("batches must hold (images, labels) pairs: write [(images, labels)] for one")
                 images, labels = self.batch_check(*pair, training=False)
-                with self.autocast():
+                with self.autocast(), arithmetic(self.precision):
                     logits = self.backbone.net(images)
                 logits = logits.to(images.dtype)
                 loss += F.cross_entropy(logits, labels, reduction="sum")
@@ -263,17 +310,18 @@ class Engine:
         self.optimizer.learning_rate = float(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a later step depends on: backbone, heads with twins, momenta, learning rate.
+        """Everything a later step depends on: backbone, heads with twins, optimizer, learning rate, loss scales.
 
         Tensors, numbers and strings only, so that it loads with `weights_only=True`. The values are the live
         tensors: copy or save them before the next step.
         """
         return {
             "made_for": self.signature(),
-            "backbone": self.backbone.net.state_dict(),
-            "heads": self.heads.state_dict(),
-            "momenta": self.optimizer.state_dict(),
+            "backbone": self._exact("backbone", self.backbone.net),
+            "heads": self._exact("heads", self.heads),
+            "optimizer": self.optimizer.state_dict(),
             "learning_rate": self.learning_rate,
+            "loss_scale": {} if self.loss_scale is None else self.loss_scale.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -285,34 +333,65 @@ class Engine:
         if state.get("made_for") != self.signature():
             made, here = state.get("made_for"), self.signature()
             raise UserError(f"this state was made for {made}, but the engine is for {here}: use the run's own config")
-        weights = {name: weight.detach() for weight, name in self._names().items()}
-        for part, own, some in (
-            ("backbone", self.backbone.net.state_dict(), False),
-            ("heads", self.heads.state_dict(), False),
-            ("momenta", weights, True),  # a weight that had no gradient yet has no momentum
+        own_scale = {} if self.loss_scale is None else self.loss_scale.state_dict()
+        for part, own in (
+            ("backbone", self.backbone.net.state_dict()),
+            ("heads", self.heads.state_dict()),
+            ("loss_scale", own_scale),
         ):
             given = state.get(part, {})
-            for key in [*(() if some else own), *given]:
+            for key in [*own, *given]:
                 if key not in own or key not in given or own[key].shape != given[key].shape:
                     raise UserError(f"{part}.{key} of the state does not fit {self.backbone.name}: another model's?")
         if not isinstance(state.get("learning_rate"), float):
             raise UserError(
                 f"learning_rate = {state.get('learning_rate')!r} of the state is no number: another file's?"
             )
+        self.optimizer.load_state_dict(state.get("optimizer", {}))
         self.backbone.net.load_state_dict(state["backbone"])
         self.heads.load_state_dict(state["heads"])
-        self.optimizer.load_state_dict(state["momenta"])
         self.learning_rate = state["learning_rate"]
+        if self.loss_scale is not None:
+            self.loss_scale.load_state_dict(state["loss_scale"])
 
-    def describe(self, batch: int) -> dict[str, Any]:
-        """The step plan's figures for a batch, as plain data; `mlaan.plan.report.as_text` puts it in lines."""
-        return report(Planned(self.site, self.supervision, self.plan, batch, self.dtype, self.settings))
+    def describe(self, batch: int, machine: Machine | None = None) -> dict[str, Any]:
+        """The step plan's figures for a batch, as plain data; `mlaan.plan.report.as_text` puts it in lines.
+
+        Args:
+            machine: whose times to predict, if any.
+        """
+        return report(self.planned(batch, machine))
+
+    def planned(self, batch: int, machine: Machine | None = None) -> Planned:
+        """All that predictions are made of."""
+        return Planned(
+            self.site,
+            self.supervision,
+            self.plan,
+            batch,
+            self.dtype,
+            self.settings,
+            machine,
+            self.state_bytes,
+            "tf32" if self.precision == "tf32" else None,
+        )
+
+    def _lanes_for(self, shape: tuple[int, ...]) -> LanePlan:
+        """Where each step of the plan runs, by the times that it would take on a GPU like this one."""
+        machine = machine_like(self.device)
+        precision = "tf32" if self.precision == "tf32" else None
+        return place(self.site, self.supervision, self.plan, shape, self.dtype, self.settings, machine, precision)
 
     def signature(self) -> str:
         """Model, cut and method in words: what a state must agree on."""
         settings = ", ".join(f"{f.name}={getattr(self.method, f.name)!r}" for f in fields(cast(Any, self.method)))
         net = f"{self.backbone.name} with {self.backbone.num_classes} classes cut at {list(self.partition.starts)}"
         return f"{net}, {self.method.name}({settings})"
+
+    def _exact(self, part: str, module: nn.Module) -> dict[str, Tensor]:
+        """A part's state, of bfloat16 weights their float32 masters."""
+        masters = {name: self.optimizer.master_of(weight).detach() for weight, name in self._names().items()}
+        return {key: masters.get(f"{part}.{key}", value) for key, value in module.state_dict().items()}  # type: ignore[misc]
 
     def _train_mode(self) -> None:
         self.backbone.net.train()
@@ -355,10 +434,12 @@ def _extra_heads(losses: Iterable[Any], backbone: Backbone) -> list[nn.Module]:
     return list(heads.values())
 
 
-def _autocast(precision: str, weight: Tensor) -> Autocast:
-    """Raises UserError where the weights are not float32, which alone have a lower precision to run in."""
-    if precision == "float32":
-        return nullcontext
-    if weight.dtype != torch.float32:
-        raise UserError(f"train.precision = {precision!r} needs float32 weights, not {weight.dtype}")
-    return partial(torch.autocast, weight.device.type, getattr(torch, precision))
+def _optim(optim: str | OptimConfig, numbers: dict[str, Any]) -> OptimConfig:
+    """The optimizer's settings; raises UserError for a name that there is not, and for numbers that do not fit."""
+    if isinstance(optim, OptimConfig):
+        if numbers:
+            raise UserError(f"{next(iter(numbers))!r} belongs into the optimizer's own config: optim={optim!r}")
+        return optim
+    if optim not in OptimConfig.choices:
+        raise UserError(f"optim = {optim!r} must be one of {', '.join(sorted(OptimConfig.choices))}")
+    return make(OptimConfig.choices[optim], "optim", **numbers)

@@ -77,6 +77,8 @@ def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"{dtype} has no Triton kernels: use float32, bfloat16 or float16"
     if not _has_triton():
         return "triton is not installed: pip install triton"
+    if device.type == "meta":  # shapes alone: nothing runs
+        return None
     if device.type == "cpu":
         return None if interpreting() else "they need a CUDA device (TRITON_INTERPRET=1 interprets them, slowly)"
     if device.type != "cuda":

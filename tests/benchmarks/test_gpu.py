@@ -20,6 +20,14 @@ STEP = {
     "device": "NVIDIA H100",
     "commit": "abc+changes",
 }
+EXECUTORS = [
+    STEP
+    | {"benchmark": "executors", "case": "resnet50-8-light-streams", "contender": "streams"}
+    | {"time_ratio": {"eager": {"median": 0.9}}, "peak_ratio": {}, "lanes": 3, "overlap": 0.25},
+    STEP
+    | {"benchmark": "executors", "case": "resnet32-8-paper", "contender": "graph", "peak_ratio": {}}
+    | {"time_ratio": {"eager": {"median": 1.0}}, "obstacle": "no graphs here"},
+]
 FACTS = {"device": "NVIDIA H100", "commit": "abc+changes", "driver": "580.1", "torch": "2.11", "triton": "3.6"}
 MICRO = {
     "benchmarks": [
@@ -35,7 +43,7 @@ MICRO = {
 @pytest.fixture
 def round_in(tmp_path, monkeypatch):
     """The round with all its files under a folder of the test."""
-    for name in ("FACTS", "MICRO", "STEPS", "TESTS", "ENVIRONMENT"):
+    for name in ("FACTS", "MICRO", "STEPS", "EXECUTORS", "TESTS", "ENVIRONMENT"):
         monkeypatch.setattr(gpu, name, tmp_path / name)
     monkeypatch.setattr(gpu, "find_tool", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(gpu, "_obstacle", lambda: None)
@@ -49,6 +57,7 @@ def play(failing=()):
     def run(stage):
         ran.append(stage.name)
         outputs = {"machine": (gpu.FACTS, FACTS), "micro": (gpu.MICRO, MICRO), "steps": (gpu.STEPS, [STEP])}
+        outputs["executors"] = gpu.EXECUTORS, EXECUTORS
         if stage.name not in failing and stage.name in outputs:
             file, content = outputs[stage.name]
             file.write_text(json.dumps(content))
@@ -60,13 +69,14 @@ def play(failing=()):
 def test_dry_run_prints_every_command_and_runs_none(round_in, capsys):
     assert gpu.main(["--dry-run", "--commit", "abc"], run=lambda stage: pytest.fail(f"ran {stage}")) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == len(gpu.stages()) == 8
+    assert len(printed) == len(gpu.stages()) == 9
     text = "\n".join(printed)
     for part in ("venv --system-site-packages", "--no-deps --no-build-isolation", "-m gpu", "benchmarks/micro -k cuda"):
         assert part in text
     assert "benchmarks.imagenet --budget" in text
+    assert "benchmarks.executors --budget" in text
     assert "compute-sanitizer --error-exitcode 1 --tool racecheck" in text
-    assert text.count("--commit abc") == 2
+    assert text.count("--commit abc") == 3
     assert not list(round_in.iterdir())
 
 
@@ -74,12 +84,13 @@ def test_dry_run_from_the_command_line_needs_the_standard_library_alone():
     root = Path(gpu.__file__).parents[1]
     command = [sys.executable, "-S", "-m", "benchmarks.gpu", "--dry-run"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, len(done.stdout.splitlines())) == (0, 8), done.stderr
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 9), done.stderr
 
 
-def test_the_round_ends_in_ten_minutes():
-    assert sum(stage.seconds for stage in gpu.stages()) < 600
-    for stage in gpu.stages():
+@pytest.mark.parametrize("more", [False, True])
+def test_each_round_ends_in_ten_minutes(more):
+    assert sum(stage.seconds for stage in gpu.stages(more=more)) < 600
+    for stage in gpu.stages(more=more):
         for budget in re.findall(r"--budget[= ](\d+)", " ".join(stage.command)):
             assert int(budget) + gpu.SPARE == stage.seconds
 
@@ -90,31 +101,49 @@ def test_a_good_round(round_in, capsys):
     assert ran == [stage.name for stage in gpu.stages()]
     [file] = (round_in / "results").iterdir()
     assert file.name.endswith("-nvidia-h100-abc-changes.json")
-    step, micro = json.loads(file.read_text())
+    step, streams, _, micro = json.loads(file.read_text())
+    assert streams["driver"] == "580.1"
     assert step["driver"] == micro["driver"] == "580.1"
     assert micro["ms"] == pytest.approx({"p20": 3.0, "p50": 4.0, "p80": 6.0})
     assert (micro["shape"], micro["dtype"]) == ("25.6 M", "float32")
     printed = capsys.readouterr().out
     assert "resnet101-8-light ours" in printed
-    assert "90%" in printed
-    assert printed.count("passed") == 8
+    assert "90% of the floor's speed" in printed
+    assert "streams 3 overlap 25%" in printed
+    assert "FAILED: no graphs here" in printed
+    assert printed.count("passed") == 9
     [line] = [line for line in printed.splitlines() if line.startswith("img/s of the two-path schedule")]
     assert line.split()[-4:] == ["2.00", "3.00", "2.50", "good"]
+    [line] = [line for line in printed.splitlines() if line.startswith("img/s with streams")]
+    assert line.split()[-4:] == ["1.05", "1.15", "1.11", "good"]
     assert "not measured" in printed
 
 
-@pytest.mark.parametrize("failing", ["install", "tests", "machine", "steps"])
+@pytest.mark.parametrize("failing", ["install", "tests", "machine", "steps", "executors"])
 def test_a_failing_stage_hides_no_other(round_in, failing, capsys):
     gpu.STEPS.write_text(json.dumps([STEP]))  # left over from another round
     run, ran = play([failing])
     assert gpu.main(["--results", str(round_in / "results")], run) == 1
-    assert len(ran) == 8
+    assert len(ran) == 9
     [file] = (round_in / "results").iterdir()
     kinds = [row["benchmark"] for row in json.loads(file.read_text())]
-    assert kinds == (["micro"] if failing == "steps" else ["imagenet", "micro"])
+    missing = {"steps": "imagenet"}.get(failing, failing)
+    assert kinds == [kind for kind in ("imagenet", "executors", "executors", "micro") if kind != missing]
     printed = capsys.readouterr().out
-    assert printed.count("passed") == 7
+    assert printed.count("passed") == 8
     assert f"{failing:<12} FAILED" in printed
+
+
+def test_the_second_round_measures_only_what_the_first_left_out_and_keeps_its_rows(round_in):
+    for words in ([], ["--more"]):
+        run, ran = play()
+        assert gpu.main([*words, "--results", str(round_in / "results")], run) == 0
+    assert ran == ["environment", "install", "machine", "steps"]
+    assert "--more" in gpu.stages(more=True)[-1].command
+    assert "--more" not in " ".join(" ".join(stage.command) for stage in gpu.stages())
+    first, second = sorted((round_in / "results").iterdir(), key=lambda file: len(file.name))
+    assert second.name == f"{first.stem}-more.json"
+    assert [row["benchmark"] for row in json.loads(second.read_text())] == ["imagenet"]
 
 
 def test_a_tool_that_is_not_there_is_said_and_no_failure(round_in, monkeypatch, capsys):

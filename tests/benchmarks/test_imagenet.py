@@ -6,8 +6,10 @@ import pytest
 import torch
 from benchmarks.imagenet import ALL, Net
 
-from benchmarks import imagenet
+from benchmarks import imagenet, running
 from exact.compare import tiny_imagenet_style
+from mlaan.compare import contenders
+from mlaan.errors import StepMemoryError
 
 TINY = Net("tiny-light", tiny_imagenet_style, 4, "light", "flops", 4, ALL, size=16, classes=10)
 PAPER = Net("tiny-paper", tiny_imagenet_style, 8, "paper", "even", 2, ("end-to-end fused", "two-path"), 16, 10)
@@ -17,7 +19,8 @@ CPU = ["--device", "cpu", "--rounds", "1"]
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     """As few steps as show that every form runs; test_steps.py has peaks, which take long to find on a CPU."""
-    monkeypatch.setattr(imagenet, "step_peak", lambda made, batch: made.step(*batch) and 100)
+    for where in (imagenet, contenders):
+        monkeypatch.setattr(where, "step_peak", lambda made, batch: made.step(*batch) and 100)
     for name, value in {"SEGMENTS_TRIED": (3,), "BATCHES": 1, "WARMUP": 0}.items():
         monkeypatch.setattr(imagenet, name, value)
 
@@ -50,13 +53,14 @@ def test_other_losses_get_no_row(tmp_path, monkeypatch, capsys):
     assert not file.exists()
 
 
-def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("too much"), StepMemoryError("Forward(0)", 0)], ids=repr)
+def test_a_batch_that_does_not_fit_is_halved(error, monkeypatch):
     tried = []
 
     def measure(net, batch, rounds, device):
         tried.append(batch)
         if batch > 60:
-            raise torch.cuda.OutOfMemoryError("too much")
+            raise error
         return [batch]
 
     monkeypatch.setattr(imagenet, "measure", measure)
@@ -69,15 +73,25 @@ def test_when_the_time_is_up_what_was_measured_stays(tmp_path, capsys, monkeypat
         imagenet, "measure", lambda net, *_: [{"case": net.name, "contender": "", "images_per_second": 1}]
     )
     clock = iter([0.0, 0.0, 10.0])
-    monkeypatch.setattr(imagenet.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(running.time, "monotonic", lambda: next(clock))
     file = tmp_path / "rows.json"
     assert imagenet.main([*CPU, "--budget", "5", "--json", str(file)], [TINY, PAPER]) == 1
     assert [row["case"] for row in json.loads(file.read_text())] == [TINY.name]
     assert "tiny-paper: not measured, the time is up" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("net", imagenet.NETS, ids=lambda net: net.name)
+def test_more_takes_the_cases_that_the_round_leaves_out_and_names_choose_among_all(monkeypatch, capsys):
+    monkeypatch.setattr(
+        imagenet, "measure", lambda net, *_: [{"case": net.name, "contender": "", "images_per_second": 1}]
+    )
+    for words, seen in (([], "light"), (["--more"], "paper"), (["--cases", PAPER.name], "paper")):
+        assert imagenet.main([*CPU, *words], [TINY], [PAPER]) == 0
+        assert capsys.readouterr().out == f"tiny-{seen} : 1 img/s\n"
+
+
+@pytest.mark.parametrize("net", [*imagenet.NETS, *imagenet.MORE], ids=lambda net: net.name)
 def test_the_rounds_cases_are_those_of_the_targets(net):
     assert net.size == 224
     assert net.classes == 1000
-    assert net.name.startswith(f"resnet{'50' if 'resnet50' in net.name else '101'}-{net.modules}-{net.preset}")
+    backbone, modules, preset, *_ = net.name.split("-")
+    assert (backbone, modules, preset) == (net.backbone.args[0], str(net.modules), net.preset)

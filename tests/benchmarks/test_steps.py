@@ -1,18 +1,15 @@
 """The step benchmark on tiny networks: rows, equal terms, and a gate that shuts."""
 
-import copy
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.contenders import Case, EndToEnd, check_gradients, make_batches, make_contenders, step_peak
-from benchmarks.measure import peak_memory
+from benchmarks.contenders import Case, check_gradients, make_batches, make_contenders, step_peak
 
 from benchmarks import steps
-from mlaan.execute import eager
-from mlaan.models import BACKBONES, CifarResNet, resnet_backbone
+from mlaan.execute import step_state
+from mlaan.models import CifarResNet, resnet_backbone
 
 CPU = torch.device("cpu")
 CONTENDERS = ["end-to-end", "checkpointed", "two-path", "ours"]
@@ -29,14 +26,14 @@ PAPER = Case("tiny-paper", tiny, 8, 3, "paper", "flops", batch=4, gpu_batch=4, r
 @pytest.fixture
 def planted(monkeypatch):
     """An engine that forgets one cotangent wherever there are six modules."""
-    arrive = eager._StepState._arrive
+    arrive = step_state.StepState._arrive
 
-    def forgetful(self, module, left, cotangent):
+    def forgetful(self, module, left, cotangent, scaled):
         if (self.graph.modules, module, left) == (6, 4, 2):
             cotangent = replace(cotangent, pooled=cotangent.pooled * 0)
-        arrive(self, module, left, cotangent)
+        arrive(self, module, left, cotangent, scaled)
 
-    monkeypatch.setattr(eager._StepState, "_arrive", forgetful)
+    monkeypatch.setattr(step_state.StepState, "_arrive", forgetful)
 
 
 def test_a_case_runs_through(tmp_path, capsys):
@@ -127,21 +124,3 @@ def test_bad_options(bad):
     with pytest.raises(SystemExit) as error:
         steps.main(bad)
     assert error.value.code == 2
-
-
-def test_end_to_end_peaks_hold_no_gradients_for_later():
-    """Weights that move in the backward end where those of an ordinary step end, at a lower peak."""
-    torch.manual_seed(0)
-    ordinary = EndToEnd(BACKBONES["resnet20"](10, 3))
-    early = EndToEnd(copy.deepcopy(ordinary.backbone))
-    images, labels = torch.randn(2, 3, 8, 8), torch.randint(10, (2,))
-    peaks = []
-    for contender, context in ((ordinary, nullcontext), (early, early.updating_in_the_backward)):
-        contender.step(images, labels)
-        with context():
-            for weight in contender.net.parameters():
-                weight.grad = None
-            peaks.append(peak_memory(lambda contender=contender: contender.step(images, labels), CPU))
-    for a, b in zip(ordinary.net.parameters(), early.net.parameters(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
-    assert peaks[1] < 0.8 * peaks[0]

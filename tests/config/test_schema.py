@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mlaan.config import MemoryConfig, OptimConfig, PartitionConfig, RunConfig, TrainConfig, describe, schema
+from mlaan.config import MemoryConfig, PartitionConfig, RunConfig, SGDConfig, TrainConfig, describe, schema
 from mlaan.errors import UserError
 
 
@@ -18,11 +18,11 @@ from mlaan.errors import UserError
             {"schedule": "windowed"},
             "memory.window = 0 does not fit memory.schedule = 'windowed': ",
         ),
-        (OptimConfig, {"learning_rate": -0.1}, "optim.learning_rate = -0.1 must not be negative"),
-        (OptimConfig, {"momentum": 1.0}, "optim.momentum = 1.0 must be from 0 to below 1"),
-        (OptimConfig, {"momentum": 0.0}, "optim.nesterov = true needs optim.momentum > 0"),
-        (OptimConfig, {"weight_decay": -1e-4}, "optim.weight_decay = -0.0001 must not be negative"),
-        (OptimConfig, {"warmup_epochs": -1}, "optim.warmup_epochs = -1 must not be negative"),
+        (SGDConfig, {"learning_rate": -0.1}, "optim.learning_rate = -0.1 must not be negative"),
+        (SGDConfig, {"momentum": 1.0}, "optim.momentum = 1.0 must be from 0 to below 1"),
+        (SGDConfig, {"momentum": 0.0}, "optim.nesterov = true needs optim.momentum > 0"),
+        (SGDConfig, {"weight_decay": -1e-4}, "optim.weight_decay = -0.0001 must not be negative"),
+        (SGDConfig, {"warmup_epochs": -1}, "optim.warmup_epochs = -1 must not be negative"),
         (TrainConfig, {"epochs": 0}, "train.epochs = 0 must be at least 1"),
         (RunConfig, {"checkpoint_minutes": 0.0}, "run.checkpoint_minutes = 0.0 must be above 0"),
     ],

@@ -55,6 +55,57 @@ def test_channels_last(method):
     assert max(gap(a.detach(), b.detach()) for (_, a), b in weights) < 1e-3
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_float16_gradients_are_those_of_the_losses_whatever_the_scales(method):
+    low, full = engine_of(method, precision="float16"), engine_of(method)
+    low.loss_scale.scales.fill_(128.0)
+    images, labels = BATCH[0][:4], BATCH[1][:4]
+    low.gradients(images, labels)
+    full.gradients(images, labels)
+    gradients = [[p.grad.flatten() for p in engine.backbone.net.parameters()] for engine in (low, full)]
+    assert all(gradient.dtype == torch.float32 for gradient in gradients[0])
+    ours, theirs = (torch.cat(parts) for parts in gradients)
+    assert F.cosine_similarity(ours, theirs, dim=0) > 0.95
+    assert 0.8 < ours.norm() / theirs.norm() < 1.25
+
+
+def test_tf32_is_switched_on_for_its_steps_alone():
+    seen = []
+    for precision in ("float32", "tf32"):
+        engine = engine_of(DGL(), precision=precision)
+        layer = engine.backbone.blocks[0].module
+        layer.register_forward_hook(lambda *_: seen.append(torch.backends.cuda.matmul.allow_tf32))
+        before = torch.backends.cuda.matmul.allow_tf32
+        try:
+            for switch in (False, True):
+                torch.backends.cuda.matmul.allow_tf32 = switch
+                engine.step(*BATCH)
+                engine.evaluate([BATCH])
+                assert torch.backends.cuda.matmul.allow_tf32 == switch
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+    assert seen == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize("preset", ["light", "paper"])
+def test_bfloat16_weights_train_as_their_float32_masters_do_under_autocast(preset):
+    short, full = (engine_of(MLAAN(preset), precision="bfloat16", weights=w) for w in ("bfloat16", "float32"))
+    for _ in range(2):
+        ours, theirs = short.step(*BATCH), full.step(*BATCH)
+    assert torch.allclose(ours.losses, theirs.losses, rtol=1e-2)
+    dtypes = {
+        type(layer).__name__: layer.weight.dtype for layer in short.backbone.net.modules() if hasattr(layer, "weight")
+    }
+    assert dtypes == {"Conv2d": torch.bfloat16, "BatchNorm2d": torch.float32, "Linear": torch.bfloat16}
+    state, wanted = short.state_dict(), full.state_dict()
+    assert {value.dtype for value in state["backbone"].values()} == {torch.float32, torch.int64}
+    weights = [name for name in wanted["backbone"] if name.endswith("weight")]
+    assert max(gap(state["backbone"][name], wanted["backbone"][name]) for name in weights) < 2e-3
+    again = engine_of(MLAAN(preset), precision="bfloat16", weights="bfloat16")
+    again.load_state_dict(state)
+    assert torch.equal(again.step(*BATCH).losses, short.step(*BATCH).losses)
+
+
 def test_float64_has_no_lower_precision():
     with pytest.raises(UserError, match=r"train.precision = 'bfloat16' needs float32 weights"):
         Engine(CifarResNet(20).double(), precision="bfloat16")

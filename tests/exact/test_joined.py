@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from exact.compare import gap
 from mlaan import MLAAN, Backbone, Engine, LocalLoss, Supervision
-from mlaan.config import MemoryConfig, OptimConfig, PartitionConfig
+from mlaan.config import MemoryConfig, PartitionConfig, SGDConfig
 from mlaan.execute import heads
 from mlaan.learning.leap import LeapNetwork, live_block
 from mlaan.models import CifarResNet, as_backbone
@@ -87,7 +87,7 @@ def make(method: Any, memory: MemoryConfig) -> Engine:
     backbone = as_backbone(CifarResNet(20)) if isinstance(method, MLAAN) else plain_net()
     backbone.net.double()
     partition = PartitionConfig(len(backbone.blocks))
-    engine = Engine.from_config(backbone, method, partition, memory, OptimConfig(), (3, 8, 8))
+    engine = Engine.from_config(backbone, method, partition, memory, SGDConfig(), (3, 8, 8))
     with torch.no_grad():
         for p in engine.heads.parameters():
             p += 0.1 * torch.randn_like(p)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from exact.compare import gap
 from mlaan import Backbone, LocalLoss, Supervision
-from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfig
+from mlaan.config import MemoryConfig, MethodConfig, PartitionConfig, SGDConfig
 from mlaan.engine import Engine
 from mlaan.learning.heads import PoolLinear
 
@@ -114,7 +114,7 @@ def test_gradients_losses_and_statistics(problem, samples, size):
     labels = torch.randint(CLASSES, (samples,))
     try:
         engine = Engine.from_config(
-            backbone, Given(), PartitionConfig(len(starts), starts), memory, OptimConfig(), (2, *size)
+            backbone, Given(), PartitionConfig(len(starts), starts), memory, SGDConfig(), (2, *size)
         )
     finally:
         del MethodConfig.choices[Given.name]

@@ -7,10 +7,10 @@ import pytest
 
 from exact.compare import gradient_gap, make_pair, state_gap, tiny_imagenet_style
 from mlaan import MLAAN
-from mlaan.execute import ModuleState, eager
+from mlaan.execute import ModuleState, step_state
 from mlaan.execute.statistics import RandomState
 from mlaan.learning import Supervision
-from mlaan.optim.sgd import SGD
+from mlaan.optim.optimizer import Optimizer
 from mlaan.plan import schedule
 
 CLEARLY = 1e-6
@@ -27,16 +27,16 @@ def test_without_a_bug_nothing_differs():
 
 @pytest.mark.parametrize("victim", [0, 4, 9])
 def test_one_cotangent_dropped(monkeypatch, victim):
-    arrive, seen = eager._StepState._arrive, []
+    arrive, seen = step_state.StepState._arrive, []
 
-    def forgetful(self, module, left, cotangent):
+    def forgetful(self, module, left, cotangent, scaled):
         seen.append(module)
         if len(seen) - 1 != victim:
-            arrive(self, module, left, cotangent)
+            arrive(self, module, left, cotangent, scaled)
         elif (module, left) not in self.arrived:
-            arrive(self, module, left, replace_by_zero(cotangent))
+            arrive(self, module, left, replace_by_zero(cotangent), scaled)
 
-    monkeypatch.setattr(eager._StepState, "_arrive", forgetful)
+    monkeypatch.setattr(step_state.StepState, "_arrive", forgetful)
     assert gradient_gap(pair(), 32) > CLEARLY
 
 
@@ -65,28 +65,28 @@ def test_one_reach_off_by_one(monkeypatch, change, place):
 
 
 def test_twin_moved_twice(monkeypatch):
-    update = SGD.update
+    update = Optimizer.update
 
-    def twice(self, group):
+    def twice(self, group, finite=None):
         for weight, tensor, keep in self.groups[group].twins:
             tensor.mul_(keep).add_(weight.detach(), alpha=1 - keep)
         update(self, group)
 
-    monkeypatch.setattr(SGD, "update", twice)
+    monkeypatch.setattr(Optimizer, "update", twice)
     assert state_gap(pair(), 32, 2) > CLEARLY
 
 
 def test_twin_moved_after_the_weights(monkeypatch):
-    update = SGD.update
+    update = Optimizer.update
 
-    def late(self, group):
+    def late(self, group, finite=None):
         twins, self.groups[group].twins = self.groups[group].twins, []
         update(self, group)
         for weight, tensor, keep in twins:
             tensor.mul_(keep).add_(weight.detach(), alpha=1 - keep)
         self.groups[group].twins = twins
 
-    monkeypatch.setattr(SGD, "update", late)
+    monkeypatch.setattr(Optimizer, "update", late)
     assert state_gap(pair(), 32, 2) > CLEARLY
 
 

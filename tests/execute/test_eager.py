@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from mlaan import DGL, MLAAN, Backbone, EndToEnd, Engine, LocalLoss, Supervision, UserError
-from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfig
-from mlaan.execute import eager
+from mlaan.config import MemoryConfig, MethodConfig, PartitionConfig, SGDConfig
+from mlaan.execute import step_state
 from mlaan.learning.heads import PoolLinear
 from mlaan.models import CifarResNet
 
@@ -27,9 +27,9 @@ def batch(samples=4, size=8):
 @pytest.mark.parametrize("recompute", ["none", "once", "each"])
 def test_nothing_is_alive_longer_than_the_plan_says(monkeypatch, method, schedule, recompute):
     """As many modules' saved tensors as the plan's live window, and nothing at all after the step."""
-    seen: list[eager._StepState] = []
+    seen: list[step_state.StepState] = []
     most_saved, most_outputs = [0], [0]
-    run = eager._StepState.run
+    run = step_state.StepState.run
 
     def watched(self, step):
         run(self, step)
@@ -37,7 +37,7 @@ def test_nothing_is_alive_longer_than_the_plan_says(monkeypatch, method, schedul
         most_saved[0] = max(most_saved[0], len(self.saved))
         most_outputs[0] = max(most_outputs[0], len(self.outputs))
 
-    monkeypatch.setattr(eager._StepState, "run", watched)
+    monkeypatch.setattr(step_state.StepState, "run", watched)
     engine = Engine(CifarResNet(20), method, 9, input_shape=(3, 8, 8), schedule=schedule, recompute=recompute)
     engine.step(*batch())
     assert most_saved[0] <= engine.plan.window
@@ -54,13 +54,13 @@ def test_nothing_is_alive_longer_than_the_plan_says(monkeypatch, method, schedul
 
 def test_a_module_without_pending_rebuild_lets_go_of_its_input(monkeypatch):
     held = []
-    run = eager._StepState.run
+    run = step_state.StepState.run
 
     def watched(self, step):
         run(self, step)
         held.append(len(self.inputs))
 
-    monkeypatch.setattr(eager._StepState, "run", watched)
+    monkeypatch.setattr(step_state.StepState, "run", watched)
     Engine(small_net(), MLAAN(preset="light"), 4, input_shape=(3, 8, 8)).step(*batch())
     assert max(held) == 1  # what the next Forward reads
 
@@ -75,7 +75,7 @@ def test_a_head_of_several_modules_moves_once_with_the_gradient_of_all():
             last = LocalLoss(3, backbone.classifier, 1, kind="classifier")
             return Supervision((LocalLoss(0, head), LocalLoss(2, head, 2), last))
 
-    sections = (PartitionConfig(4), MemoryConfig(), OptimConfig(0.5, 0.0, False, 0.0))
+    sections = (PartitionConfig(4), MemoryConfig(), SGDConfig(0.5, 0.0, momentum=0.0, nesterov=False))
     try:
         engine = Engine.from_config(backbone, Shared(), *sections, (3, 8, 8))
     finally:

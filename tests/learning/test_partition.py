@@ -6,7 +6,7 @@ import pytest
 
 from mlaan import UserError
 from mlaan.learning import Partition, cut
-from mlaan.learning.partition import _balance, _block_costs
+from mlaan.learning.partition import _block_costs, balance
 from mlaan.models import build
 
 
@@ -25,7 +25,7 @@ def test_balance_is_the_best_of_all_cuts(costs, modules):
         return max(sum(costs[a:b]) for a, b in zip(starts, [*starts[1:], len(costs)], strict=True))
 
     every = [(0, *rest) for rest in combinations(range(1, len(costs)), modules - 1)]
-    assert largest(_balance(costs, modules)) == min(map(largest, every))
+    assert largest(balance(costs, modules)) == min(map(largest, every))
 
 
 @pytest.mark.parametrize("what", ["flops", "bytes"])

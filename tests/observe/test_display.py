@@ -46,6 +46,12 @@ def test_plain_lines_say_everything_in_one_line():
     assert "test 90.0 %, best 95.0 %" in epoch
 
 
+def test_loss_scales_and_left_out_updates_are_shown_where_there_are_any():
+    stream = io.StringIO()
+    PlainDisplay(stream).step(snapshot(skipped=1, scale=16384.0))
+    assert " | 300 MiB | loss scale 16384 | 1 update left out | " in stream.getvalue()
+
+
 def test_plain_lines_of_deep_networks_stay_short():
     stream = io.StringIO()
     PlainDisplay(stream).epoch(snapshot(54))

@@ -31,7 +31,7 @@ def parts(name: str, batch: int, policy: str) -> list[ModuleCost]:
 
 def kept(name: str, policy: str) -> float:
     """Bytes per image that the blocks keep, their outputs included; the stem is left out."""
-    return sum(part.saved_bytes + part.output_bytes for part in parts(name, 32, policy)[1:]) / 32
+    return sum(part.saved_bytes + part.output_bytes for part in parts(name, 256, policy)[1:]) / 256
 
 
 def peak(name: str, modules: int, policy: str, batch: int = 256) -> float:
@@ -43,7 +43,7 @@ def peak(name: str, modules: int, policy: str, batch: int = 256) -> float:
     costs = combine(
         parts(name, batch, policy), partition, supervision, (batch, *SHAPE), torch.bfloat16, fused=policy == "fused"
     )
-    return predict(make_plan(build_graph(modules, supervision, partition.modules(net))), costs).peak_bytes
+    return predict(make_plan(build_graph(modules, supervision, partition.modules(net))), costs).activation_bytes
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,8 @@ def test_a_bottleneck_keeps_to_the_byte_what_it_must():
     assert block.output_bytes == 32 * 56 * 56 * 256 * 2
     eager = parts("resnet50", 32, "eager")[2]
     activations = 32 * 56 * 56 * (64 + 64) * 2  # of the first two ReLUs
-    assert abs(eager.saved_bytes - block.saved_bytes - activations) < 1e-3 * activations
+    casts = 2 * (64 * 256 + 64 * 64 * 9 + 256 * 64)  # of the weights, by autocast
+    assert abs(eager.saved_bytes - block.saved_bytes - activations - casts) < 1e-3 * activations
 
 
 def test_policy_module_keeps_the_input_alone():
@@ -76,7 +77,7 @@ def test_policy_module_keeps_the_input_alone():
         (recompute, policy): predict(
             make_plan(graph, "full", 0, recompute),
             combine(measured, partition, supervision, (32, *SHAPE), torch.bfloat16, fused=policy == "fused"),
-        ).peak_bytes
+        ).activation_bytes
         for policy, measured in costs.items()
         for recompute in ("none", "each")
     }

@@ -169,3 +169,24 @@ def test_light_heads_of_one_width_share_a_step():
     plan = make_plan(build_graph(2, Supervision(tuple(losses)), [nn.Linear(1, 1) for _ in range(2)]))
     called = [" ".join(map(str, step.tasks)) for step in plan.steps if step.task.kind is Kind.HEAD]
     assert called == ["Head(0, 0) Head(0, 1)", "Head(1, 2)"]
+
+
+@pytest.mark.parametrize("schedule", ["lean", "full"])
+def test_a_common_norm_is_a_barrier_between_all_gradients_and_all_updates(schedule):
+    losses = [LocalLoss(m, nn.Linear(1, 1), 2, kind=str(m)) for m in range(4)]
+    modules = [nn.Linear(1, 1) for _ in range(4)]
+    plan = make_plan(build_graph(4, Supervision(tuple(losses)), modules, global_norm=True), schedule)
+    kinds = [task.kind for step in plan.steps for task in step.tasks]
+    at = kinds.index(Kind.NORM)
+    assert Kind.NORM not in kinds[at + 1 :]
+    assert not {Kind.HEAD, Kind.BACKWARD} & set(kinds[at:])
+    assert kinds[at + 1 :] == [Kind.UPDATE] * 4
+    assert "Norm Update" in words(plan)
+
+
+def test_heads_that_share_weights_are_told():
+    own, shared = nn.Linear(1, 1), nn.Linear(1, 1)
+    heads = [own, nn.Sequential(shared, nn.Linear(1, 1)), nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1), shared)]
+    losses = [LocalLoss(m, head) for m, head in enumerate(heads)]
+    graph = build_graph(4, Supervision(tuple(losses)), [nn.Linear(1, 1) for _ in range(4)])
+    assert graph.weights == (0, 1, 2, 1)

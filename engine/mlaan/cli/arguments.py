@@ -46,8 +46,13 @@ examples
   mlaan plan                           what a step of the default run does, module by module
   mlaan plan --partition.modules 8 --method.preset light
   mlaan plan --config RUN/config.toml --json
+  mlaan plan --explain                 and what holds the memory when the most is held
+  mlaan plan --machine h100 --timeline plan.png                 a picture of the step, as that machine would run it
+  mlaan plan --model.name resnet101 --data.name synthetic --data.size 224 --data.classes 1000 --data.batch 256 \
+      --memory 12GiB --machine h100 --out plan.toml             the fastest settings that fit, as a file for train
 
-It takes the settings of `mlaan train`.
+It takes the settings of `mlaan train`. With --memory it chooses partition.modules, partition.cuts, memory.* and
+data.batch; those that you set yourself stay.
 """
 
 EXPORT = """\
@@ -86,10 +91,34 @@ The last weights, in evaluation mode; a feature is the mean of a channel over pi
 and RUN/probe.png.
 """
 
-DOCTOR = """\
-example
-  mlaan doctor                         prints versions, packages, kernels and libraries; exit status 0
+COMPARE = """\
+examples
+  mlaan compare --model.name resnet18 --data.name synthetic --data.size 64 --data.batch 32
+  mlaan compare --config RUN/config.toml --modules 2,4,8,16      the model and batch of a run
+  mlaan compare --methods dgl,infopro,mlaan --rounds 9
+
+Training steps of end-to-end, checkpointed end-to-end and local learning, interleaved on this machine with random
+images: time, memory and a picture of both. It takes the settings of `mlaan train`.
 """
+
+PROFILE = """\
+examples
+  mlaan profile                        some steps of the default run, task by task: table, picture and trace
+  mlaan profile --config RUN/config.toml --steps 5 --out profile
+
+Random images in place of data. Writes profile.png (lanes over time, memory below), trace.json (for chrome://tracing or
+ui.perfetto.dev) and profile.json. It takes the settings of `mlaan train`.
+"""
+
+DOCTOR = """\
+examples
+  mlaan doctor                         prints versions, packages, kernels and libraries; exit status 0
+  mlaan doctor --measure               also measures this machine, for the times that `mlaan plan` predicts
+"""
+
+
+MACHINE = "whose times to predict: h100, a100, rtx4090, cpu, or a file that `mlaan doctor --measure` wrote"
+_WITH_SETTINGS = ("train", "plan", "compare", "profile")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,7 +142,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace, Overrides]:
     if arguments.command is None:
         parser.print_help()
         raise SystemExit(0)
-    if arguments.command in ("train", "plan") and arguments.help:
+    if arguments.command in _WITH_SETTINGS and arguments.help:
         from mlaan.cli.help import settings
 
         print(arguments.parser.format_help())
@@ -152,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
 
     def add(name: str, what: str, examples: str, module: str = "") -> argparse.ArgumentParser:
-        own_help = name in ("train", "plan")  # they go on with the list of settings
+        own_help = name in _WITH_SETTINGS  # they go on with the list of settings
         command = commands.add_parser(
             name,
             help=what,
@@ -177,6 +206,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("safetensors", "program", "both"), default="both", help="(default: both)")
     plan = add("plan", "Prints the work, memory and parameters of a training step.", PLAN)
     plan.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    plan.add_argument("--machine", metavar="NAME", default="", help=MACHINE)
+    plan.add_argument("--explain", action="store_true", help="tell what holds the memory at its peak")
+    plan.add_argument("--timeline", metavar="FILE", help="draw the step as that machine would run it")
+    plan.add_argument("--memory", metavar="SIZE", help="look for the fastest settings that fit, such as 12GiB")
+    plan.add_argument("--out", metavar="FILE", help="with --memory: where the settings go (default: plan.toml)")
     add("report", "Prints a run's results and draws its picture anew.", REPORT).add_argument(
         "path", metavar="RUN", help="a run folder"
     )
@@ -191,14 +225,24 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--jobs", metavar="N", type=int, default=1, help="runs at a time (default: 1)")
     table.add_argument("--only-print", action="store_true", help="train nothing")
     table.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    add("doctor", "Tells what is installed, active and missing.", DOCTOR)
+    compare = add("compare", "Measures local learning beside end-to-end on your model and machine.", COMPARE)
+    compare.add_argument("--modules", metavar="K,K", default="2,4,8", help="numbers of modules (default: 2,4,8)")
+    compare.add_argument("--methods", metavar="NAME,NAME", default="dgl,mlaan", help="(default: dgl,mlaan)")
+    compare.add_argument("--rounds", metavar="N", type=int, default=5, help="measured rounds (default: 5)")
+    compare.add_argument("--out", metavar="FOLDER", help="(default: runs/compare-<time>)")
+    compare.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    profile = add("profile", "Measures where a step's time and memory go, task by task.", PROFILE)
+    profile.add_argument("--steps", metavar="N", type=int, default=3, help="steps that are recorded (default: 3)")
+    profile.add_argument("--out", metavar="FOLDER", help="(default: runs/profile-<time>)")
+    doctor = add("doctor", "Tells what is installed, active and missing.", DOCTOR)
+    doctor.add_argument("--measure", action="store_true", help="measure this machine's arithmetic and memory")
     return parser
 
 
 def _unknown(word: str, command: str | None) -> str:
     """What to say about a word that no command knows."""
     name = word.partition("=")[0]
-    if command in ("train", "plan", "eval", "table", "probe") and name.startswith("--"):
+    if command in (*_WITH_SETTINGS, "eval", "table", "probe") and name.startswith("--"):
         from mlaan.cli.settings import keys
 
         known = keys()

@@ -5,9 +5,14 @@ import platform
 
 import torch
 
+from mlaan.build import choose_device
 from mlaan.cli.arguments import Overrides
+from mlaan.cli.machines import profile_path
+from mlaan.config import gib
+from mlaan.errors import UserError
 from mlaan.observe.environment import cpu_name, version
 from mlaan.observe.words import counted
+from mlaan.plan.machine import measure_machine
 from mlaan_kernels import library
 from mlaan_kernels.choice import triton_obstacle
 
@@ -27,7 +32,9 @@ _OPTIONAL = {
 
 
 def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
-    """Prints what it finds."""
+    """Prints what it finds; with --measure, what this machine can do, which `mlaan plan` then goes by."""
+    if arguments.measure:
+        return _measure()
     missing: list[str] = []
     print("machine")
     _line("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -63,6 +70,26 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     print("\nto get what is missing" if missing else "\nnothing is missing")
     for fix in missing:
         print(f"  {fix}")
+    return 0
+
+
+def _measure() -> int:
+    """Takes the figures of the device that runs use, prints them, and keeps them."""
+    device, path = choose_device("auto"), profile_path()
+    machine = measure_machine(device)
+    print(f"{machine.name}, {gib(machine.memory)}")
+    rates = [f"{rate / 1e9:,.0f} GFLOP/s in {precision}" for precision, rate in machine.flops]
+    _line("arithmetic", ", ".join(rates))
+    _line("memory", f"{machine.bandwidth / 1e9:,.1f} GB/s, read and written")
+    _line("an operator", f"{machine.launch * 1e6:,.1f} microseconds at least")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(machine.to_json() + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}: set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+    _line("kept in", f"{path}, for `mlaan plan`; delete it to go without")
     return 0
 
 

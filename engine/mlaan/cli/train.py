@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 
 from mlaan import checkpoint, report
-from mlaan.build import Parts, build
+from mlaan.build import Parts, build, choose_device
 from mlaan.checkpoint import CHANGEABLE, Checkpoint
 from mlaan.cli.arguments import Overrides
 from mlaan.cli.evaluate import without_weights
 from mlaan.cli.settings import load_config
 from mlaan.config import Config, dumps
 from mlaan.engine import Engine
-from mlaan.errors import UserError
+from mlaan.errors import StepMemoryError, UserError
+from mlaan.fit import Fit, explain_failure, hold_to_limit, require_fit
 from mlaan.observe.display import choose_display
 from mlaan.observe.environment import differences, environment
 from mlaan.observe.metrics import MetricsLog
@@ -31,15 +32,16 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     """Trains, reports, and gives the exit status."""
     if arguments.resume is None:
         config = load_config(arguments.config, overrides)
-        parts = build(config)
-        return _train(RunFolder.create(config), config, parts, None)
+        parts, fit = _build(config, None)
+        return _train(RunFolder.create(config), config, parts, None, fit)
     if arguments.config is not None:
         raise UserError("--resume takes the run's own settings: leave out --config")
     folder = RunFolder.open(Path(arguments.resume))
     config = load_config(folder.config, _changeable(overrides, folder))
     saved = checkpoint.load(folder.last)
     checkpoint.require_same_run(saved, dumps(config), folder.last)
-    return _train(folder, config, build(without_weights(config)), saved)
+    parts, fit = _build(without_weights(config), folder.path)
+    return _train(folder, config, parts, saved, fit)
 
 
 def _changeable(overrides: Overrides, folder: RunFolder) -> Overrides:
@@ -52,7 +54,14 @@ def _changeable(overrides: Overrides, folder: RunFolder) -> Overrides:
     return overrides
 
 
-def _train(folder: RunFolder, config: Config, parts: Parts, saved: Checkpoint | None) -> int:
+def _build(config: Config, resumed: Path | None) -> tuple[Parts, Fit]:
+    """The run's parts, if its step fits."""
+    fit = require_fit(config, resumed=resumed)
+    hold_to_limit(config, choose_device(config.train.device))
+    return build(config), fit
+
+
+def _train(folder: RunFolder, config: Config, parts: Parts, saved: Checkpoint | None, fit: Fit) -> int:
     engine, train_batches, test_batches, _ = parts
     state = TrainState(len(engine.loss_names), engine.device)
     if saved:
@@ -67,7 +76,7 @@ def _train(folder: RunFolder, config: Config, parts: Parts, saved: Checkpoint | 
     with StopRequest() as stop:
         recorder = Recorder(folder, config, engine, train_batches, state, metrics, display, stop)
         try:
-            for line in _open(folder, config, engine, state, metrics):
+            for line in (*_open(folder, config, engine, state, metrics), *([fit.note] if fit.note else [])):
                 display.say(line)
             if not saved:
                 recorder.save()
@@ -77,6 +86,8 @@ def _train(folder: RunFolder, config: Config, parts: Parts, saved: Checkpoint | 
             what = "stopped" if isinstance(end, Stopped) else "stopped at once"
             display.say(f"{what} in epoch {state.epoch + 1}, step {state.step}: go on with {resume}")
             return end.exit_code if isinstance(end, Stopped) else 130
+        except StepMemoryError as error:
+            raise explain_failure(error, config, engine, fit.memory, folder.path, resumed=saved is not None) from None
         except torch.OutOfMemoryError:
             raise UserError(
                 "the GPU's memory does not do: lower data.batch, or set memory.schedule = 'lean', or "

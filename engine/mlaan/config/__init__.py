@@ -2,33 +2,40 @@
 
 from mlaan.config.choice import Choice, setting
 from mlaan.config.loading import load
+from mlaan.config.optim import AdamWConfig, LAMBConfig, LARSConfig, OptimConfig, SGDConfig
 from mlaan.config.schema import (
     Config,
     DataConfig,
     MemoryConfig,
     MethodConfig,
     ModelConfig,
-    OptimConfig,
     PartitionConfig,
     RunConfig,
     TrainConfig,
 )
+from mlaan.config.sizes import bytes_of, gib
 from mlaan.config.writing import Setting, describe, dumps, make
 
 __all__ = [
+    "AdamWConfig",
     "Choice",
     "Config",
     "DataConfig",
+    "LAMBConfig",
+    "LARSConfig",
     "MemoryConfig",
     "MethodConfig",
     "ModelConfig",
     "OptimConfig",
     "PartitionConfig",
     "RunConfig",
+    "SGDConfig",
     "Setting",
     "TrainConfig",
+    "bytes_of",
     "describe",
     "dumps",
+    "gib",
     "load",
     "make",
     "setting",

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlaan.config.choice import Choice, setting
+from mlaan.config.optim import OptimConfig
+from mlaan.config.sizes import bytes_of
 from mlaan.errors import UserError
 
 
@@ -59,40 +61,18 @@ class MemoryConfig:
         "kernels; once, each: keep a module's input, rebuild the rest before its first backward, or for each",
     )
 
+    limit: str = setting(
+        "", "most memory that a plan may take, such as 12GiB; empty: what the device has. A plan beyond it is refused"
+    )
+
     def __post_init__(self) -> None:
+        if self.limit:
+            bytes_of(self.limit, "memory.limit")
         if (self.schedule == "windowed") != (self.window > 0):
             raise UserError(
                 f"memory.window = {self.window} does not fit memory.schedule = {self.schedule!r}: "
                 "set memory.window with the windowed schedule, and only there"
             )
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Stochastic gradient descent with momentum."""
-
-    learning_rate: float = setting(0.05, "learning rate after warm-up")
-    momentum: float = setting(0.9, "momentum, 0 to below 1")
-    nesterov: bool = setting(True, "Nesterov's form of momentum")
-    weight_decay: float = setting(1e-4, "L2 penalty on every weight")
-    schedule: Literal["cosine", "constant", "recipe"] = setting(
-        "cosine",
-        "cosine: per epoch down to 0; constant: no decay; recipe: cosine and warm-up to the letter of the published "
-        "codes for CIFAR-10, SVHN and STL-10",
-    )
-    warmup_epochs: int = setting(0, "epochs of linear warm-up")
-
-    def __post_init__(self) -> None:
-        if self.learning_rate < 0:
-            raise UserError(f"optim.learning_rate = {self.learning_rate} must not be negative")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"optim.momentum = {self.momentum} must be from 0 to below 1")
-        if self.nesterov and self.momentum == 0:
-            raise UserError("optim.nesterov = true needs optim.momentum > 0: set optim.nesterov = false")
-        if self.weight_decay < 0:
-            raise UserError(f"optim.weight_decay = {self.weight_decay} must not be negative")
-        if self.warmup_epochs < 0:
-            raise UserError(f"optim.warmup_epochs = {self.warmup_epochs} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -102,8 +82,14 @@ class TrainConfig:
     epochs: int = setting(20, "passes over the training images")
     seed: int = setting(0, "start of every random choice: weights, order of images, augmentation")
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
-    precision: Literal["float32", "bfloat16"] = setting(
-        "float32", "bfloat16: modules and heads run under autocast; weights, losses and updates stay float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = setting(
+        "float32",
+        "float32: exactly so; tf32: the GPU's short float32 in convolutions and matrix products; bfloat16, float16: "
+        "modules and heads run under autocast, float16 with a scale for each loss; losses and updates stay float32",
+    )
+    weights: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "bfloat16: convolutions' and linear layers' weights are held so, and their float32 masters by the optimizer",
     )
     channels_last: bool = setting(False, "lay weights and images out as (N, H, W, C): often faster for convolutions")
     kernels: Literal["auto", "reference", "triton"] = setting(
@@ -111,12 +97,24 @@ class TrainConfig:
         "auto: fused Triton kernels on a GPU, for the blocks and losses that have them; triton: insist on them; "
         "reference: PyTorch's own",
     )
+    compile: Literal["off", "modules"] = setting(
+        "off", "modules: torch.compile for the parts that no fused kernels run; its first steps take minutes"
+    )
+    executor: Literal["eager", "streams", "graph"] = setting(
+        "eager",
+        "eager: one task after the other; streams: tasks beside each other on a GPU; graph: the whole step as one CUDA "
+        "graph, which pays for small networks",
+    )
     test_every: int = setting(1, "epochs from one test to the next; the last epoch is always tested")
 
     def __post_init__(self) -> None:
         for name in ("epochs", "test_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} = {getattr(self, name)} must be at least 1")
+        if self.weights == "bfloat16" and self.precision != "bfloat16":
+            raise UserError(
+                f"train.weights = 'bfloat16' goes with train.precision = 'bfloat16', not {self.precision!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ class Config:
     method: MethodConfig = field(default_factory=lambda: MethodConfig.make("mlaan"))
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig.make("sgd"))
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -150,4 +148,14 @@ class Config:
             raise UserError(
                 f"optim.warmup_epochs = {self.optim.warmup_epochs} must be below train.epochs = {self.train.epochs}: "
                 f"set optim.warmup_epochs = {max(0, self.train.epochs - 1)}, or train for longer"
+            )
+        if self.optim.backend == "apex" and self.train.executor == "graph":
+            raise UserError(
+                "optim.backend = 'apex' takes its numbers from Python and cannot run inside a CUDA graph: set "
+                "optim.backend = 'native', or train.executor = 'streams'"
+            )
+        if self.optim.backend == "apex" and self.optim.name == "lamb" and self.train.precision == "float16":
+            raise UserError(
+                "optim.backend = 'apex' cannot leave out a step of optim.name = 'lamb', as train.precision = 'float16' "
+                "needs it: set optim.backend = 'native'"
             )

@@ -20,12 +20,20 @@ class FusedModule:
         module: stem and blocks.
         settings: how the fused ones compute.
         autocast: the precision of the others.
+        over_autograd: runs the others.
 
     Attributes:
         plain: the parts that have weights and no fused form.
     """
 
-    def __init__(self, module: nn.Sequential, settings: Settings, autocast: Autocast = nullcontext) -> None:
+    def __init__(
+        self,
+        module: nn.Sequential,
+        settings: Settings,
+        autocast: Autocast = nullcontext,
+        over_autograd: type[AutogradModule] = AutogradModule,
+    ) -> None:
+        self.over_autograd = over_autograd
         self.parts: list[Chain | AutogradModule] = []
         self.plain: list[nn.Module] = []
         plain: list[nn.Module] = []
@@ -42,7 +50,7 @@ class FusedModule:
     def _end_plain(self, plain: list[nn.Module], autocast: Autocast) -> None:
         self.plain += [part for part in plain if any(True for _ in part.parameters())]
         if plain:
-            self.parts.append(AutogradModule(nn.Sequential(*plain), autocast))
+            self.parts.append(self.over_autograd(nn.Sequential(*plain), autocast))
             plain.clear()
 
     def forward(self, x: Tensor, keep: bool, pool: bool = False) -> Passed:

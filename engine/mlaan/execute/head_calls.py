@@ -40,6 +40,7 @@ class HeadCalls:
         pooled: Mapping[int, Tensor],
         images: Tensor,
         labels: Tensor,
+        scales: Mapping[int, Tensor] | None = None,
     ) -> list[HeadResult]:
         """Losses that share a call.
 
@@ -47,19 +48,24 @@ class HeadCalls:
             places: theirs in the supervision.
             outputs: of each module.
             pooled: the mean of its pixels, for those that gave it along.
+            scales: for each place the factor, 0-dim, of the cotangent that comes back; none: 1.
         """
         results: dict[int, HeadResult] = {}
         for some in self._calls(places, outputs):
             losses = [self.losses[place] for place in some]
             if self.light[some[0]]:
                 found = run_light_heads(losses, outputs, pooled, labels)
+                if scales is not None:
+                    pairs = zip(found, some, strict=True)
+                    found = [one._replace(cotangent=one.cotangent.scaled(scales[place])) for one, place in pairs]
             else:
                 tapped = [outputs[loss.module] for loss in losses]
+                factors = None if scales is None else [scales[place] for place in some]
                 leaps = self._leaps(losses)
                 if leaps is not None:
-                    found = leaps.run(losses, tapped, labels)
+                    found = leaps.run(losses, tapped, labels, factors)
                 else:
-                    found = self._over_autograd(losses, tapped, images, labels)
+                    found = self._over_autograd(losses, tapped, images, labels, factors)
             results |= dict(zip(some, found, strict=True))
         return [results[place] for place in places]
 
@@ -72,13 +78,20 @@ class HeadCalls:
         return list(calls.values())
 
     def _over_autograd(
-        self, losses: Sequence[LocalLoss], tapped: Sequence[Tensor], images: Tensor, labels: Tensor
+        self,
+        losses: Sequence[LocalLoss],
+        tapped: Sequence[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        factors: Sequence[Tensor] | None,
     ) -> list[HeadResult]:
         """One network after the other, each once for all its modules."""
         results: dict[int, HeadResult] = {}
         for head in {id(loss.head): None for loss in losses}:
             own = [i for i, loss in enumerate(losses) if id(loss.head) == head]
-            found = run_heads([losses[i] for i in own], [tapped[i] for i in own], images, labels, self.autocast)
+            some, outputs = [losses[i] for i in own], [tapped[i] for i in own]
+            scale = None if factors is None else factors[own[0]]  # one for all that share a head
+            found = run_heads(some, outputs, images, labels, self.autocast, scale)
             results |= dict(zip(own, found, strict=True))
         return [results[i] for i in range(len(losses))]
 

@@ -31,6 +31,7 @@ def run_heads(
     images: Tensor,
     labels: Tensor,
     autocast: Autocast = nullcontext,
+    scale: Tensor | None = None,
 ) -> list[HeadResult]:
     """Losses that share one auxiliary network, in one call on their modules' outputs joined along the batch.
 
@@ -43,6 +44,7 @@ def run_heads(
         images: (N, C, H, W).
         labels: (N,) int64.
         autocast: the precision of the head; losses are computed in float32 or float64.
+        scale: 0-dim, the factor of the cotangents that come back; the weights' gradients are without it.
     """
     head: Any = losses[0].head
     weights = [p for p in head.parameters() if p.requires_grad]
@@ -58,9 +60,10 @@ def run_heads(
         total = losses[0].weight * values[0]
         for loss, value in zip(losses[1:], values[1:], strict=True):
             total = total + loss.weight * value
-        dz, *grads = torch.autograd.grad(total, [z, *weights], allow_unused=True)
+        scaled = total if scale is None else total * scale
+        dz, *grads = torch.autograd.grad(scaled, [z, *weights], allow_unused=True)
     for weight, grad in zip(weights, grads, strict=True):
-        accumulate(weight, grad)
+        accumulate(weight, grad if grad is None or scale is None else grad / scale)
     dz = torch.zeros_like(z) if dz is None else dz
     cotangents = [Cotangent(pooled=d) if pooling else Cotangent(dense=d) for d in dz.chunk(count)]
     correct = [_right_answers(part, labels) for part in parts]
@@ -68,8 +71,9 @@ def run_heads(
 
 
 def accumulate(weight: nn.Parameter, grad: Tensor | None) -> None:
-    """Add a gradient to `.grad`."""
+    """Add a gradient to `.grad`, in the weight's dtype."""
     if grad is not None:
+        grad = grad.to(weight.dtype)
         weight.grad = grad if weight.grad is None else weight.grad + grad
 
 

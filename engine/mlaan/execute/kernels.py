@@ -3,14 +3,16 @@
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mlaan.errors import UserError
+from mlaan.execute.compiled import CompiledModule
 from mlaan.execute.fused import FusedModule
 from mlaan.execute.module import Autocast, AutogradModule, ModuleWork
+from mlaan.execute.precision import AUTOCAST
 from mlaan_kernels.blocks import Settings
 from mlaan_kernels.choice import triton_obstacle
 
@@ -26,7 +28,7 @@ def choose_kernels(wanted: str, weight: Tensor, precision: str) -> Kernels:
     Raises:
         UserError: "triton" is insisted on and cannot be had.
     """
-    dtype = weight.dtype if precision == "float32" else cast(torch.dtype, getattr(torch, precision))
+    dtype = AUTOCAST.get(precision, weight.dtype)
     device = weight.device
     if device.type == "meta":  # only planned: for this machine's GPU, or for the one that "triton" is asked for
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,15 +59,18 @@ def make_work(
     autocast: Autocast = nullcontext,
     *,
     asked: bool = False,
+    compiled: bool = False,
 ) -> list[ModuleWork]:
     """The modules' work: fused where `settings` are given, over autograd without.
 
     Args:
         asked: fused blocks were asked for by name: a RuntimeWarning says which parts have no fused form.
+        compiled: what runs over autograd is compiled by torch.compile.
     """
+    over_autograd = CompiledModule if compiled else AutogradModule
     if settings is None:
-        return [AutogradModule(module, autocast) for module in modules]
-    work = [FusedModule(module, settings, autocast) for module in modules]
+        return [over_autograd(module, autocast) for module in modules]
+    work = [FusedModule(module, settings, autocast, over_autograd) for module in modules]
     plain = [part for one in work for part in one.plain]
     if asked and plain:
         kinds = ", ".join(sorted({type(part).__name__ for part in plain}))

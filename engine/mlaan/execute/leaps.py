@@ -30,6 +30,7 @@ class FusedLeaps:
         self.heads, self.chains = heads, chains
         # a borrowed block gets no gradient from the head that runs it
         self.trained = not heads[0].borrowed
+        self.head_of = {weight: place for place, head in enumerate(heads) for weight in head.parameters()}
 
     @classmethod
     def of(cls, losses: Sequence[LocalLoss], settings: Settings) -> FusedLeaps | None:
@@ -47,12 +48,19 @@ class FusedLeaps:
         return None if None in chains or not chains else cls(heads, cast(list[Chain], chains))
 
     @torch.no_grad()
-    def run(self, losses: Sequence[LocalLoss], outputs: Sequence[Tensor], labels: Tensor) -> list[HeadResult]:
+    def run(
+        self,
+        losses: Sequence[LocalLoss],
+        outputs: Sequence[Tensor],
+        labels: Tensor,
+        scales: Sequence[Tensor] | None = None,
+    ) -> list[HeadResult]:
         """Forward and backward in one go; the weights' gradients go to `.grad`.
 
         Args:
             losses: one for each output.
             outputs: (N, C, H, W) of the tapped modules, all of one shape.
+            scales: for each loss the factor, 0-dim, of the cotangent that comes back; equal where a head is shared.
         """
         shared, count = len(self.heads) == 1, len(outputs)
         along = 0 if shared else 1
@@ -68,12 +76,15 @@ class FusedLeaps:
         features = [part.to(saved[0].x.dtype).contiguous() for part in pooled.chunk(count, along)]
         linears = [cast(LeapNetwork, loss.head).head for loss in losses]
         found = light_results(linears, features, range(count), [loss.weight for loss in losses], labels)
-        cotangent = Cotangent(pooled=torch.cat(list(found.pooled_grads), along))
+        arriving = list(found.pooled_grads)
+        if scales is not None:
+            arriving = [grad * scale for grad, scale in zip(arriving, scales, strict=True)]
+        cotangent = Cotangent(pooled=torch.cat(arriving, along))
         for chain in reversed(self.chains):
             inputs, grads = backward(chain, saved.pop(), [cotangent], [True], self.trained)
             cotangent = cast(Cotangent, inputs[0])
             for weight, grad in grads.items():
-                accumulate(weight, grad)
+                accumulate(weight, grad if scales is None else grad / scales[self.head_of[weight]])
         assert cotangent.dense is not None
         parts = [_spread(part, z) for part, z in zip(cotangent.dense.chunk(count, along), outputs, strict=True)]
         rows = zip(found.losses, found.top1, parts, strict=True)

@@ -75,6 +75,11 @@ class RandomState:
         self.cpu = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
+    def has_moved(self) -> bool:
+        """Whether random numbers were drawn since."""
+        moved = not torch.equal(self.cpu, torch.get_rng_state())
+        return moved or (self.cuda is not None and not torch.equal(self.cuda, torch.cuda.get_rng_state(self.device)))
+
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Random numbers as of then inside the block; afterwards as if nothing had been drawn."""

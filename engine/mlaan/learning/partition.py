@@ -96,7 +96,7 @@ def cut(
     if cuts == "published":
         return _published(backbone, modules)
     if cuts in ("flops", "bytes"):
-        return Partition(_balance(_block_costs(backbone, image_shape, cuts), modules), n)
+        return Partition(balance(_block_costs(backbone, image_shape, cuts), modules), n)
     raise UserError(f"partition.cuts = {cuts!r} is not even, flops, bytes, published or a list of first blocks")
 
 
@@ -130,7 +130,7 @@ def _block_costs(backbone: Backbone, image_shape: Sequence[int], what: str) -> l
     return costs
 
 
-def _balance(costs: Sequence[int], modules: int) -> tuple[int, ...]:
+def balance(costs: Sequence[int], modules: int) -> tuple[int, ...]:
     """First blocks of the contiguous groups whose largest sum is smallest; among those, the most even."""
     n = len(costs)
     total = [0]

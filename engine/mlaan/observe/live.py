@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlaan.observe.snapshot import Snapshot
-from mlaan.observe.words import by_module, duration, kinds, mebibytes, percent, spread
+from mlaan.observe.words import by_module, duration, kinds, mebibytes, percent, scaling, spread
 
 _OTHER_LINES = 9
 """Lines of the screen that are not modules: borders, titles, bars, the prompt."""
@@ -47,6 +47,7 @@ class LiveDisplay:
             f"{now.images_per_second:.0f} img/s",
             f"rate {now.learning_rate:.4g}",
             mebibytes(now.memory_bytes),
+            *scaling(now.skipped, now.scale),
             f"{duration(now.seconds)} gone",
             f"{duration(now.seconds_left)} left",
         ]

@@ -88,8 +88,8 @@ class TensorBoardLog:
 
     def write(self, record: dict[str, Any]) -> None:
         step = record["step"]
-        for group in ("losses", "top1"):
-            for name, value in record[group].items():
+        for group in ("losses", "top1", "loss_scales"):
+            for name, value in record.get(group, {}).items():
                 self._writer.add_scalar(f"{group}/{name}", value, step)
         for name in ("learning_rate", "images_per_second", "memory_bytes", "test_loss", "test_top1"):
             if name in record:

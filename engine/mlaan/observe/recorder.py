@@ -168,7 +168,7 @@ class Recorder:
     ) -> Snapshot:
         state, names, predicts = self._state, self._engine.loss_names, self._engine.loss_predicts
         epochs, batches = self._config.train.epochs, len(self._batches)
-        steps_here = state.step - self._steps_before
+        steps_here, scale = state.step - self._steps_before, self._engine.loss_scale
         pace = (time.monotonic() - self._start) / steps_here if steps_here else math.nan
         return Snapshot(
             epoch=epoch,
@@ -186,6 +186,8 @@ class Recorder:
             test_loss=evaluation.loss if evaluation else math.nan,
             test_top1=evaluation.top1 if evaluation else math.nan,
             best_top1=state.best_top1 if state.best_epoch else math.nan,
+            skipped=None if scale is None else int(scale.skipped.sum()),
+            scale=None if scale is None else float(scale.scales.min()),
         )
 
     def _write(self, kind: str, now: Snapshot) -> None:
@@ -200,6 +202,9 @@ class Recorder:
             "losses": now.losses,
             "top1": now.top1,
         }
+        if (scale := self._engine.loss_scale) is not None:
+            scales = dict(zip(self._engine.loss_names, scale.scales.tolist(), strict=True))
+            record |= {"skipped_updates": scale.skipped.tolist(), "loss_scales": scales}
         if not math.isnan(now.test_top1):
             best = {"best_top1": self._state.best_top1, "best_epoch": self._state.best_epoch}
             record |= {"test_loss": now.test_loss, "test_top1": now.test_top1, **best}

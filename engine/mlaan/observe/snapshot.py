@@ -14,6 +14,7 @@ class Snapshot:
         batch, batches: steps done in it, of how many.
         seconds, seconds_left: time spent, time expected; `seconds_left` is nan while nothing is known.
         test_loss, test_top1, best_top1: nan before the first test.
+        skipped, scale: updates of modules that float16 overflowed in so far, and the least loss scale; None without.
     """
 
     epoch: int
@@ -31,3 +32,5 @@ class Snapshot:
     test_loss: float = math.nan
     test_top1: float = math.nan
     best_top1: float = math.nan
+    skipped: int | None = None
+    scale: float | None = None

@@ -28,6 +28,13 @@ def mebibytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 10 * 2**30 else f"{count / 2**20:.0f} MiB"
 
 
+def scaling(skipped: int | None, scale: float | None) -> list[str]:
+    """What float16's loss scales did, if there are any: the least of them, and the updates left out so far."""
+    if skipped is None or scale is None:
+        return []
+    return [f"loss scale {scale:.6g}", f"{counted(skipped, 'update')} left out"]
+
+
 def split_name(name: str) -> tuple[int, str]:
     """A local loss's name, "3.cascaded", as module and kind."""
     module, _, kind = name.partition(".")

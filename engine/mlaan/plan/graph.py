@@ -18,6 +18,7 @@ class Kind(Enum):
     HEAD = "Head"
     PROPAGATE = "Propagate"
     BACKWARD = "Backward"
+    NORM = "Norm"
     UPDATE = "Update"
 
 
@@ -37,6 +38,8 @@ class Task:
     index: int = 0
 
     def __str__(self) -> str:
+        if self.kind is Kind.NORM:
+            return "Norm"
         inner = f"{self.module}, {self.index}" if self.kind in (Kind.HEAD, Kind.PROPAGATE) else f"{self.module}"
         return f"{self.kind.value}({inner})"
 
@@ -52,6 +55,7 @@ class TaskGraph:
         needs: for each task the tasks before it.
         sources: for each (module, reach left) the losses that enter that group at this module.
         heads: for each loss the first loss with the same head.
+        weights: for each loss the first loss whose head trains one of the same weights; of those linked by others, too.
         calls: for each loss the first loss whose Head can share a call with its own: see `learning.head_forms`.
         light: for each loss whether its head is light: `learning.light_shape`.
     """
@@ -61,6 +65,7 @@ class TaskGraph:
     needs: Mapping[Task, tuple[Task, ...]]
     sources: Mapping[tuple[int, int], tuple[int, ...]]
     heads: tuple[int, ...]
+    weights: tuple[int, ...]
     calls: tuple[int, ...]
     light: tuple[bool, ...]
 
@@ -75,7 +80,9 @@ class TaskGraph:
         return [*propagates, Task(Kind.BACKWARD, module)] if groups else []
 
 
-def build_graph(modules: int, supervision: Supervision, local_modules: Sequence[nn.Module]) -> TaskGraph:
+def build_graph(
+    modules: int, supervision: Supervision, local_modules: Sequence[nn.Module], *, global_norm: bool = False
+) -> TaskGraph:
     """The task graph of a supervision.
 
     A loss of reach r at module j comes to module m <= j with left = r - (j - m), at most m + 1 because there is
@@ -84,6 +91,8 @@ def build_graph(modules: int, supervision: Supervision, local_modules: Sequence[
     Args:
         local_modules: the K modules, to see which heads read a module's weights through twins or directly: these
             weights may move only after such heads.
+        global_norm: gradients are clipped by their common norm: a task Norm, of module 0, waits for all gradients,
+            and every Update for it.
     """
     supervision.check(modules)
     losses = supervision.losses
@@ -96,7 +105,9 @@ def build_graph(modules: int, supervision: Supervision, local_modules: Sequence[
             groups[loss.module - step].add(left - step)
     shared = _firsts([id(loss.head) for loss in losses])
     calls, light = _firsts(head_forms(losses)), tuple(light_shape(loss) is not None for loss in losses)
-    graph = TaskGraph(modules, tuple(tuple(sorted(g)) for g in groups), {}, sources, shared, calls, light)
+    weights = _linked([{id(p) for p in loss.head.parameters() if p.requires_grad} for loss in losses])
+    groups_of = tuple(tuple(sorted(some)) for some in groups)
+    graph = TaskGraph(modules, groups_of, {}, sources, shared, weights, calls, light)
     heads = [Task(Kind.HEAD, loss.module, index) for index, loss in enumerate(losses)]
     needs: dict[Task, tuple[Task, ...]] = {}
     for m in range(modules):
@@ -114,6 +125,10 @@ def build_graph(modules: int, supervision: Supervision, local_modules: Sequence[
     for m, readers in enumerate(_readers(supervision, local_modules)):
         last = graph.passes(m)[-1:]
         needs[Task(Kind.UPDATE, m)] = (Task(Kind.FORWARD, m), *last, *(heads[index] for index in sorted(readers)))
+    if global_norm:
+        norm = Task(Kind.NORM, 0)
+        needs = {t: (*some, norm) if t.kind is Kind.UPDATE else some for t, some in needs.items()}
+        needs[norm] = tuple(task for task in needs if task.kind in (Kind.HEAD, Kind.BACKWARD))
     return replace(graph, needs=needs)
 
 
@@ -121,6 +136,17 @@ def _firsts(keys: Sequence[object]) -> tuple[int, ...]:
     """For each key the first place where it stands."""
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
     return tuple(first[key] for key in keys)
+
+
+def _linked(sets: Sequence[set[int]]) -> tuple[int, ...]:
+    """For each set the first one that it has something in common with, directly or through others."""
+    first = list(range(len(sets)))
+    owner: dict[int, int] = {}
+    for place, some in enumerate(sets):
+        for item in some:
+            one, other = sorted((first[owner.setdefault(item, place)], first[place]))
+            first = [one if root == other else root for root in first]
+    return tuple(first)
 
 
 def _arrivals(graph: TaskGraph, module: int, left: int) -> tuple[Task, ...]:

@@ -1,198 +1,309 @@
-"""What a step plan will cost: floating-point operations, and activation memory over time."""
+"""What a step plan will cost: floating-point operations, and memory over time."""
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
-from mlaan.learning import LocalLoss, Partition, Supervision, light_shape
-from mlaan.models import Backbone
-from mlaan.models.cost import ModuleCost, chain, measure
+from mlaan.models.cost import Pass
+from mlaan.plan.costs import PlanCosts, combine, measure_parts
 from mlaan.plan.graph import Kind, Task
 from mlaan.plan.schedule import Step, StepPlan
-from mlaan_kernels.blocks import Settings
+
+__all__ = ["Alive", "PlanCosts", "Prediction", "combine", "levels", "measure_parts", "predict"]
 
 
 @dataclass(frozen=True)
-class PlanCosts:
-    """Costs of all parts on one batch: the local modules, each auxiliary network with its loss, and the size of what
-    each loss sends back. `fused`: by fused kernels."""
+class Alive:
+    """Something that is alive at the peak.
 
-    modules: tuple[ModuleCost, ...]
-    heads: tuple[ModuleCost, ...]
-    cotangent_bytes: tuple[int, ...]
-    input_bytes: int
-    fused: bool = False
+    Attributes:
+        kind: "parameters", "twins", "optimizer", "buffers", "images", "saved", "boundary", "cotangent", "gradient", or
+            "transient": what the running task takes itself, less what it has let go of by then.
+        name: of what.
+        bytes: its size.
+    """
 
-    def flops(self, plan: StepPlan, task: Task) -> int:
-        """Floating-point operations of a task, multiply and add counted as two."""
-        cost = self.modules[task.module]
-        match task.kind:
-            case Kind.FORWARD | Kind.REBUILD:
-                return cost.forward_flops
-            case Kind.HEAD:
-                return self.heads[task.index].forward_flops + self.heads[task.index].backward_flops
-            case Kind.PROPAGATE:
-                return cost.input_flops
-            case Kind.BACKWARD:
-                return cost.backward_flops if plan.graph.merged(task.module) else cost.weight_flops
-            case Kind.UPDATE:
-                return 0
+    kind: str
+    name: str
+    bytes: int
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Attributes:
     flops: of the whole step.
-    peak_bytes: saved activations, module outputs and cotangents at their most; weights, gradients and the
-        kernels' own workspace are not in it.
-    peak_task: the task that runs then.
+    peak_bytes: all that is alive at the most, what is there before the step included.
+    step_bytes: the part of it that the step makes.
+    activation_bytes: images, saved activations, module outputs and cotangents alone, at their most.
+    peak_task: the task that runs at the peak.
+    alive: what is alive then, largest first.
     """
 
     flops: int
     peak_bytes: int
+    step_bytes: int
+    activation_bytes: int
     peak_task: Task
+    alive: tuple[Alive, ...]
 
-
-def measure_parts(
-    backbone: Backbone,
-    input_shape: Sequence[int],
-    batch: int,
-    dtype: torch.dtype,
-    settings: Settings | None = None,
-) -> list[ModuleCost]:
-    """Costs of the stem and of every block for `batch` images of `input_shape` (C, H, W), on the meta device.
-
-    Args:
-        settings: of the fused kernels that they run by, if they do.
-    """
-    shape: tuple[int, ...] = (batch, *input_shape)
-    parts = []
-    for part in (backbone.stem, *(block.module for block in backbone.blocks)):
-        parts.append(measure(part, shape, dtype, settings))
-        shape = parts[-1].output_shape
-    return parts
-
-
-def combine(
-    parts: Sequence[ModuleCost],
-    partition: Partition,
-    supervision: Supervision,
-    images: Sequence[int],
-    dtype: torch.dtype,
-    *,
-    fused: bool = False,
-) -> PlanCosts:
-    """Costs of a partition's modules out of those of stem and blocks, and of every loss with its head.
-
-    Args:
-        images: shape (N, C, H, W) of the batch.
-        fused: fused kernels run the plan, which never spread a light head's cotangent over the pixels.
-    """
-    stem, *blocks = parts
-    modules = [chain([*([stem] if a == 0 else []), *blocks[a:b]]) for a, b in partition.spans]
-    known: dict[object, ModuleCost] = {}
-    heads, cotangents = [], []
-    for loss in supervision.losses:
-        shape = modules[loss.module].output_shape
-        light = light_shape(loss) if fused else None
-        size = modules[loss.module].output_bytes if light is None else images[0] * light[0] * dtype.itemsize
-        cotangents.append(size)
-        key = (id(loss.head), id(loss.criterion), shape)
-        if key not in known:
-            known[key] = measure(_HeadAndLoss(loss, images, dtype), shape, dtype)
-        heads.append(known[key])
-    return PlanCosts(tuple(modules), tuple(heads), tuple(cotangents), math.prod(images) * dtype.itemsize, fused)
-
-
-class _HeadAndLoss(nn.Module):
-    """An auxiliary network with its loss, from a module's output to one number, on the meta device."""
-
-    def __init__(self, loss: LocalLoss, images: Sequence[int], dtype: torch.dtype) -> None:
-        super().__init__()
-        self.head, self.criterion = loss.head, loss.criterion
-        self.shape, self.dtype = tuple(images), dtype
-
-    def forward(self, h: Tensor) -> Tensor:
-        images = torch.empty(self.shape, device="meta", dtype=self.dtype)
-        labels = torch.zeros(self.shape[0], device="meta", dtype=torch.int64)
-        return self.criterion(self.head(h), images, labels)
+    def of(self, kind: str) -> int:
+        """Bytes of one kind at the peak."""
+        return sum(one.bytes for one in self.alive if one.kind == kind)
 
 
 def predict(plan: StepPlan, costs: PlanCosts) -> Prediction:
     """Walk through the plan and add up what each task computes and what is alive while it runs."""
-    uses = _boundary_uses(plan)
-    saved: set[int] = set()
-    boundaries: set[int] = {-1}
-    cotangents: dict[tuple[int, int], int] = {}
-    peak, peak_task = 0, plan.steps[0].task
-    for place, step in enumerate(plan.steps):
-        task = step.task
-        if task.kind is Kind.FORWARD:
-            boundaries.add(task.module)
-        if step.keep or task.kind is Kind.REBUILD:
-            saved.add(task.module)
-        alive = sum(costs.modules[m].saved_bytes for m in saved) + sum(cotangents.values())
-        alive += sum(costs.modules[m].output_bytes if m >= 0 else costs.input_bytes for m in boundaries)
-        transient = _transients(plan, costs, step)
-        if alive + transient > peak:
-            peak, peak_task = alive + transient, task
-        for done in step.tasks:
-            _move_cotangents(plan, costs, done, cotangents)
-        saved -= set(step.drops)
-        boundaries = {m for m in boundaries if uses[m] > place}
-    return Prediction(sum(costs.flops(plan, task) for step in plan.steps for task in step.tasks), peak, peak_task)
+    course = _Course(plan, costs)
+    for step in plan.steps:
+        course.run(step)
+    again = _Course(plan, costs, course.peak_moment)  # the same walk, to write down what is alive at the peak
+    for step in plan.steps:
+        again.run(step)
+    there = [Alive(kind, "all of the network's", size) for kind, size in costs.static.items()]
+    there.append(Alive("images", "this step's", costs.input_bytes))
+    made = [Alive(kind, name, size) for (kind, name), size in again.at_peak.items()]
+    return Prediction(
+        flops=sum(costs.flops(plan, task) for step in plan.steps for task in step.tasks),
+        peak_bytes=sum(one.bytes for one in there) + course.peak,
+        step_bytes=course.peak,
+        activation_bytes=costs.input_bytes + course.activations,
+        peak_task=course.peak_task,
+        alive=tuple(sorted((one for one in (*there, *made) if one.bytes), key=lambda one: -one.bytes)),
+    )
 
 
-def _boundary_uses(plan: StepPlan) -> dict[int, int]:
-    """For every module's output (-1: the images) the place of the last step that it is alive in."""
-    last: dict[int, int] = {}
-    for place, step in enumerate(plan.steps):
-        for m in _touched(plan, step):
-            last[m] = place
-    return last
+def levels(plan: StepPlan, costs: PlanCosts) -> list[int]:
+    """For each step of the plan the most bytes that are alive while it runs, all that is always there included."""
+    course = _Course(plan, costs)
+    there = sum(costs.static.values()) + costs.input_bytes
+    found = []
+    for step in plan.steps:
+        course.peak = course.level
+        course.run(step)
+        found.append(there + course.peak)
+    return found
 
 
-def _touched(plan: StepPlan, step: Step) -> list[int]:
-    task = step.task
-    if task.kind is Kind.HEAD:
-        return [*(head.module for head in step.tasks), -1]
-    if task.kind is Kind.UPDATE:
-        return []
-    return [task.module - 1, task.module]
+@dataclass
+class _Arrived:
+    """A group's cotangent at a module's output: the storages that hold it, dense ones and pooled ones."""
+
+    dense: str | None = None
+    pooled: tuple[str, ...] = ()
 
 
-def _transients(plan: StepPlan, costs: PlanCosts, step: Step) -> int:
-    """What a step's tasks hold together; over autograd, networks that share a call run one after the other."""
-    networks: dict[int, int] = {}
-    for task in step.tasks:
-        network = plan.graph.heads[task.index] if task.kind is Kind.HEAD and not costs.fused else -1
-        networks[network] = networks.get(network, 0) + _transient(plan, costs, task)
-    return max(networks.values())
+class _Course:
+    """What is alive during a step, held as the executor holds it.
+
+    A storage is one entry, by kind and name; `holders` counts who has it. An entry goes with its last holder.
+    `at_peak` is what is alive at the moment `write_down`, counted from 1.
+    """
+
+    def __init__(self, plan: StepPlan, costs: PlanCosts, write_down: int = 0) -> None:
+        self.plan, self.costs, self.graph = plan, costs, plan.graph
+        self.write_down, self.moment, self.peak_moment = write_down, 0, 0
+        self.level = self.gradients = self.peak = self.activations = 0
+        self.peak_task = plan.steps[0].task
+        self.at_peak: dict[tuple[str, str], int] = {}
+        self.alive: dict[tuple[str, str], int] = {}
+        self.holders: Counter[tuple[str, str]] = Counter()
+        self.heads_left = Counter(head.module for head in costs.heads)
+        self.rebuilds_left = Counter(step.task.module for step in plan.steps if step.task.kind is Kind.REBUILD)
+        self.arrived: dict[tuple[int, int], _Arrived] = {}
+        self.kept_output: dict[int, tuple[str, str]] = {}
+        self.task = plan.steps[0].task
+        self.owners = {f"head of loss {head.network}": head.home for head in costs.heads}
+
+    def run(self, step: Step) -> None:
+        """One step of the plan."""
+        self.task = task = step.task
+        match task.kind:
+            case Kind.FORWARD:
+                self._forward(task.module, keep=step.keep)
+            case Kind.REBUILD:
+                self._rebuild(task.module)
+            case Kind.HEAD:
+                self._heads(step.tasks)
+            case Kind.PROPAGATE | Kind.BACKWARD:
+                self._carry(step.tasks, keep=task.module not in step.drops)
+            case Kind.UPDATE:
+                self._update(task.module)
+            case _:
+                pass
+        for module in step.drops:
+            self._let_go("boundary", _output(module - 1))
+            if module in self.kept_output:
+                self._let_go(*self.kept_output.pop(module))
+
+    def _forward(self, m: int, *, keep: bool) -> None:
+        cost = self.costs.modules[m]
+        one = cost.kept if keep else cost.forward
+        self._reach(one.peak_bytes, cost.saved_bytes * keep + cost.output_bytes)
+        readers = (m + 1 < self.graph.modules) + (self.heads_left[m] > 0)
+        self._hold("boundary", _output(m), cost.output_bytes, readers + 1)
+        if keep:
+            self._keep(m, _output(m))
+        self._let_go("boundary", _output(m))
+        if not self.rebuilds_left[m]:
+            self._let_go("boundary", _output(m - 1))
+
+    def _rebuild(self, m: int) -> None:
+        cost = self.costs.modules[m]
+        self._reach(cost.kept.peak_bytes, cost.saved_bytes + cost.output_bytes)
+        again = f"output of module {m}, rebuilt"
+        self._hold("boundary", again, cost.output_bytes)
+        self._keep(m, again)
+        self._let_go("boundary", again)
+        self.rebuilds_left[m] -= 1
+        if not self.rebuilds_left[m]:
+            self._let_go("boundary", _output(m - 1))
+
+    def _keep(self, m: int, output: str) -> None:
+        cost = self.costs.modules[m]
+        self._hold("saved", f"module {m}", cost.saved_bytes)
+        if m:
+            self._hold("boundary", _output(m - 1))
+        if cost.keeps_output:
+            self._hold("boundary", output)
+            self.kept_output[m] = ("boundary", output)
+
+    def _heads(self, tasks: Sequence[Task]) -> None:
+        calls: dict[int, list[int]] = {}
+        for task in tasks:
+            calls.setdefault(self.graph.heads[task.index], []).append(task.index)
+        for network, places in calls.items():
+            cost, count = self.costs.heads[places[0]], len(places)
+            joined = count * cost.cotangent_bytes if count > 1 else 0
+            self._reach(
+                joined + cost.run.peak_bytes + (count - 1) * cost.more_peak_bytes,
+                count * (cost.kept_bytes + cost.cotangent_bytes),
+            )
+            self._hold("cotangent", f"loss {places[0]}", count * cost.cotangent_bytes, count)
+            self._gradient(f"head of loss {network}", cost.gradient_bytes)
+            for place in places:
+                self._arrive_from_head(place, f"loss {places[0]}")
+        for task in tasks:
+            self.heads_left[task.module] -= 1
+            if not self.heads_left[task.module]:
+                self._let_go("boundary", _output(task.module))
+
+    def _arrive_from_head(self, place: int, name: str) -> None:
+        cost = self.costs.heads[place]
+        left = next(n for n in self.graph.groups[cost.module] if place in self.graph.sources.get((cost.module, n), ()))
+        new = _Arrived(pooled=(name,)) if cost.pooled else _Arrived(dense=name)
+        self._arrive(cost.module, left, new)
+
+    def _arrive(self, m: int, left: int, new: _Arrived) -> None:
+        before = self.arrived.get((m, left), _Arrived())
+        dense = before.dense or new.dense
+        if before.dense and new.dense:
+            dense = f"sum at module {m} with {left} left, with {new.dense}"
+            size = self.costs.modules[m].output_bytes
+            self._hold("cotangent", dense, size)
+            self._reach(0, 0)
+            self._let_go("cotangent", before.dense)
+            self._let_go("cotangent", new.dense)
+        self.arrived[m, left] = _Arrived(dense, before.pooled + new.pooled)
+
+    def _carry(self, tasks: Sequence[Task], *, keep: bool) -> None:
+        m, last = tasks[0].module, tasks[-1].kind is Kind.BACKWARD
+        merged = self.graph.merged(m)
+        groups = self.graph.groups[m] if last else tuple(task.index for task in tasks)
+        onward = [n for n in groups if merged or Task(Kind.PROPAGATE, m, n) in tasks]
+        arrived = {n: self.arrived[m, n] for n in groups}
+        new = {n: f"through module {m} with {n} left" for n in onward}
+        if self.costs.modules[m].fused:
+            self._by_hand(m, arrived, new, last=last)
+        else:
+            self._over_autograd(m, arrived, new, last=last, keep=keep)
+        if last or not keep:
+            self._let_go("saved", f"module {m}")
+        if last:
+            self._gradient(f"module {m}", self.costs.modules[m].gradient_bytes)
+        for n in onward:
+            self._arrive(m - 1, n - 1, _Arrived(dense=new[n]))
+        if last:
+            for n, cotangent in arrived.items():
+                del self.arrived[m, n]
+                for name in (cotangent.dense, *cotangent.pooled):
+                    if name is not None:
+                        self._let_go("cotangent", name)
+
+    def _over_autograd(
+        self, m: int, arrived: dict[int, _Arrived], new: dict[int, str], *, last: bool, keep: bool
+    ) -> None:
+        """Each group that goes on, then the sum of all for the weights; or both at once in a merged module."""
+        cost, groups = self.costs.modules[m], list(arrived)
+        one_pass = last and len(groups) == 1 and bool(new)
+        for n, name in new.items():
+            if not one_pass:
+                more = keep or last or n != list(new)[-1]
+                one = cost.propagate if more else cost.propagated
+                self._reach(self._spread(m, [arrived[n]]) + one.peak_bytes, cost.input_bytes)
+                self._hold("cotangent", name, cost.input_bytes)
+        if last:
+            one = cost.both if one_pass else cost.weights
+            self._reach(self._spread(m, list(arrived.values())) + one.peak_bytes, cost.input_bytes * one_pass)
+            for name in new.values() if one_pass else ():
+                self._hold("cotangent", name, cost.input_bytes)
+
+    def _by_hand(self, m: int, arrived: dict[int, _Arrived], new: dict[int, str], *, last: bool) -> None:
+        """All at once: the sum of all groups for the weights, beside those that go on."""
+        cost = self.costs.modules[m]
+        passes: list[Pass] = [cost.propagate] * len(new)
+        if last:
+            single = len(arrived) == 1
+            passes = [cost.both if new else cost.weights] if single else [cost.joint, *passes[1:]]
+        total = cost.output_bytes if last and sum(one.dense is not None for one in arrived.values()) > 1 else 0
+        self._reach(total + sum(one.peak_bytes for one in passes), len(new) * cost.input_bytes)
+        for name in new.values():
+            self._hold("cotangent", name, cost.input_bytes)
+
+    def _spread(self, m: int, some: Sequence[_Arrived]) -> int:
+        """Bytes of the sum of cotangents, where it is none that is there already."""
+        dense = [one for one in some if one.dense]
+        pooled = any(one.pooled for one in some)
+        size = self.costs.modules[m].output_bytes
+        return size * ((len(dense) > 1) + (bool(dense) and pooled))
+
+    def _gradient(self, owner: str, size: int) -> None:
+        if ("gradient", owner) in self.alive:
+            self._reach(size, 0)
+        else:
+            self._hold("gradient", owner, size)
+            self._reach(0, 0)
+
+    def _update(self, m: int) -> None:
+        for owner in (f"module {m}", *(head for head, home in self.owners.items() if home == m)):
+            if ("gradient", owner) in self.alive:
+                self._let_go("gradient", owner)
+
+    def _hold(self, kind: str, name: str, size: int = 0, holders: int = 1) -> None:
+        key = (kind, name)
+        if key not in self.alive:
+            self.alive[key] = size
+            self.level += size
+            self.gradients += size * (kind == "gradient")
+        self.holders[key] += holders
+
+    def _let_go(self, kind: str, name: str) -> None:
+        key = (kind, name)
+        if key not in self.alive:  # the images, which are the caller's
+            return
+        self.holders[key] -= 1
+        if not self.holders[key]:
+            size = self.alive.pop(key)
+            self.level -= size
+            self.gradients -= size * (kind == "gradient")
+
+    def _reach(self, transient: int, activations: int) -> None:
+        self.activations = max(self.activations, self.level - self.gradients + activations)
+        self.moment += 1
+        if self.level + transient > self.peak:
+            self.peak, self.peak_task, self.peak_moment = self.level + transient, self.task, self.moment
+        if self.moment == self.write_down:
+            self.at_peak = {**self.alive, ("transient", str(self.task)): transient}
 
 
-def _transient(plan: StepPlan, costs: PlanCosts, task: Task) -> int:
-    """What only this task holds: a head's own activations, and the cotangent that comes out of it."""
-    if task.kind is Kind.HEAD:
-        return costs.heads[task.index].saved_bytes + costs.cotangent_bytes[task.index]
-    if task.kind in (Kind.PROPAGATE, Kind.BACKWARD) and task.module:
-        goes_on = task.kind is Kind.PROPAGATE or plan.graph.merged(task.module)
-        return costs.modules[task.module - 1].output_bytes if goes_on else 0
-    return 0
-
-
-def _move_cotangents(plan: StepPlan, costs: PlanCosts, task: Task, alive: dict[tuple[int, int], int]) -> None:
-    module, groups = task.module, plan.graph.groups[task.module]
-    if task.kind is Kind.HEAD:
-        for left in groups:
-            if task.index in plan.graph.sources.get((module, left), ()):
-                alive[module, left] = max(alive.get((module, left), 0), costs.cotangent_bytes[task.index])
-    elif task.kind is Kind.PROPAGATE:
-        alive[module - 1, task.index - 1] = costs.modules[module - 1].output_bytes
-    elif task.kind is Kind.BACKWARD:
-        for left in groups:
-            alive.pop((module, left), None)
-        if plan.graph.merged(module):
-            alive[module - 1, groups[0] - 1] = costs.modules[module - 1].output_bytes
+def _output(m: int) -> str:
+    return f"output of module {m}"

@@ -8,16 +8,39 @@ import torch
 from torch import nn
 
 from mlaan.learning import EndToEnd, Site, Supervision, cut
-from mlaan.models.cost import ModuleCost
+from mlaan.models.cost import Device, ModuleCost
+from mlaan.plan.costs import OPTIMIZER_BYTES, PlanCosts, combine, measure_parts
+from mlaan.plan.duration import step_seconds, task_time
 from mlaan.plan.graph import Kind, build_graph, head_homes
-from mlaan.plan.predict import PlanCosts, Prediction, combine, measure_parts, predict
-from mlaan.plan.schedule import StepPlan, make_plan
+from mlaan.plan.machine import Machine
+from mlaan.plan.predict import predict
+from mlaan.plan.schedule import Step, StepPlan, make_plan
 from mlaan_kernels.blocks import Settings
+
+KINDS = (
+    "parameters",
+    "twins",
+    "optimizer",
+    "buffers",
+    "images",
+    "gradient",
+    "saved",
+    "boundary",
+    "cotangent",
+    "transient",
+)
+"""Of what is alive at a peak, in the order in which it is shown."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """Everything a plan is about."""
+    """Everything a plan is about.
+
+    Attributes:
+        machine: that it is to run on, for times and workspace; None: memory on the backbone's own device, no times.
+        optimizer_bytes: of optimizer state per trained parameter.
+        precision: of matrix products, as `Machine.peak` has it; None: the dtype's.
+    """
 
     site: Site
     supervision: Supervision
@@ -25,49 +48,103 @@ class Planned:
     batch: int
     dtype: torch.dtype = torch.float32
     settings: Settings | None = None
+    machine: Machine | None = None
+    optimizer_bytes: int = OPTIMIZER_BYTES
+    precision: str | None = None
+
+    @property
+    def device(self) -> Device:
+        """The kind of device whose convolutions are counted."""
+        if self.machine is not None:
+            return self.machine.kind
+        return "cpu" if next(self.site.backbone.net.parameters()).device.type == "cpu" else "cuda"
+
+    @property
+    def workspace(self) -> int:
+        """Bytes that libraries take beside a step's tensors."""
+        return 0 if self.machine is None else self.machine.workspace
+
+    def parts(self, *, fused: bool) -> list[ModuleCost]:
+        """Costs of stem and blocks."""
+        settings = self.settings if fused else None
+        site = self.site
+        return measure_parts(site.backbone, site.image_shape, self.batch, self.dtype, settings, device=self.device)
+
+    def costs(self, site: Site, supervision: Supervision, parts: Sequence[ModuleCost], *, fused: bool) -> PlanCosts:
+        """Of a partition and a supervision of the same backbone."""
+        images = (self.batch, *site.image_shape)
+        return combine(
+            *(parts, site.partition, supervision, images, self.dtype),
+            fused=fused,
+            device=self.device,
+            optimizer_bytes=self.optimizer_bytes,
+        )
 
 
 def report(planned: Planned) -> dict[str, Any]:
     """Figures per module and in all, beside end-to-end and checkpointed end-to-end, as plain data.
 
     Bytes are bytes, FLOPs count multiply and add as two, both for one step on one batch with activations in the plan's
-    dtype. Where fused kernels run the plan, they run the checkpointed rival too; plain end-to-end keeps what PyTorch
-    keeps.
+    dtype; seconds are those of one stream on the machine, where there is one. Where fused kernels run the plan, they
+    run the checkpointed rival too; plain end-to-end keeps what PyTorch keeps.
     """
-    site, dtype, batch = planned.site, planned.dtype, planned.batch
-    eager = measure_parts(site.backbone, site.image_shape, batch, dtype)
-    parts = eager
-    if planned.settings is not None:
-        parts = measure_parts(site.backbone, site.image_shape, batch, dtype, planned.settings)
-    images = (batch, *site.image_shape)
-    fused = planned.settings is not None
-    costs = combine(parts, site.partition, planned.supervision, images, dtype, fused=fused)
-    ours = predict(planned.plan, costs)
-    plain, _, _ = _end_to_end(site, eager, images, dtype, fused=False)
-    _, segments, checkpointed = _end_to_end(site, parts, images, dtype, fused=fused)
+    site, fused = planned.site, planned.settings is not None
+    eager = planned.parts(fused=False)
+    parts = planned.parts(fused=True) if fused else eager
+    costs = planned.costs(site, planned.supervision, parts, fused=fused)
+    plain, _, _ = _end_to_end(planned, eager, fused=False)
+    _, segments, checkpointed = _end_to_end(planned, parts, fused=fused)
     return {
         "backbone": site.backbone.name,
-        "batch": batch,
-        "dtype": str(dtype).removeprefix("torch."),
+        "batch": planned.batch,
+        "dtype": str(planned.dtype).removeprefix("torch."),
         "fused": fused,
+        "device": planned.device,
+        "machine": None if planned.machine is None else planned.machine.name,
         "input_shape": list(site.image_shape),
         "window": planned.plan.window,
         "modules": [_module(planned, costs, m) for m in range(site.modules)],
+        "steps": [_step(planned, costs, step) for step in planned.plan.steps],
         "weights": _weights(planned),
         "plans": {
-            "this plan": _figures(ours),
-            "end-to-end": _figures(plain),
-            f"end-to-end, {segments} checkpointed segments": _figures(checkpointed),
+            "this plan": _figures(planned, planned.plan, costs),
+            "end-to-end": _figures(planned, *plain),
+            f"end-to-end, {segments} checkpointed segments": _figures(planned, *checkpointed),
         },
     }
 
 
-def _figures(prediction: Prediction) -> dict[str, Any]:
+def _figures(planned: Planned, plan: StepPlan, costs: PlanCosts) -> dict[str, Any]:
+    prediction = predict(plan, costs)
+    seconds = None
+    if planned.machine is not None:
+        seconds = step_seconds(plan, costs, planned.machine, planned.precision)
     return {
         "flops": prediction.flops,
-        "peak_activation_bytes": prediction.peak_bytes,
+        "peak_bytes": prediction.peak_bytes + planned.workspace,
+        "static_bytes": dict(costs.static),
+        "step_bytes": prediction.step_bytes,
+        "at_peak": {kind: prediction.of(kind) for kind in KINDS} | {"workspace": planned.workspace},
+        "peak_activation_bytes": prediction.activation_bytes,
         "peak_task": str(prediction.peak_task),
+        "seconds": seconds,
+        "images_per_second": None if seconds is None else planned.batch / seconds,
     }
+
+
+def _step(planned: Planned, costs: PlanCosts, step: Step) -> dict[str, Any]:
+    """A step of the plan in figures."""
+    runs = [costs.run(planned.plan, task) for task in step.tasks]
+    update = costs.update_bytes[step.task.module] if step.task.kind is Kind.UPDATE else 0
+    figures: dict[str, Any] = {
+        "tasks": [str(task) for task in step.tasks],
+        "flops": sum(one.flops for one in runs),
+        "bytes": sum(one.bytes for one in runs) + update,
+    }
+    if planned.machine is not None:
+        time = task_time(planned.plan, costs, step, planned.machine, planned.precision)
+        figures |= {"seconds": time.seconds, "share": time.share}
+    return figures
 
 
 def _module(planned: Planned, costs: PlanCosts, m: int) -> dict[str, Any]:
@@ -114,20 +191,37 @@ def _count(modules: Any, *, trained: bool) -> int:
 
 
 def _end_to_end(
-    site: Site, parts: Sequence[ModuleCost], images: Sequence[int], dtype: torch.dtype, *, fused: bool
-) -> tuple[Prediction, int, Prediction]:
+    planned: Planned, parts: Sequence[ModuleCost], *, fused: bool
+) -> tuple[tuple[StepPlan, PlanCosts], int, tuple[StepPlan, PlanCosts]]:
     """End-to-end training of the same backbone: as it is, and with the segment count of the lowest peak."""
+    backbone = planned.site.backbone
 
-    def run(segments: int, recompute: str) -> Prediction:
-        partition = cut(site.backbone, segments, "even", site.image_shape)
-        supervision = EndToEnd().supervise(replace(site, partition=partition))
-        graph = build_graph(segments, supervision, partition.modules(site.backbone))
-        costs = combine(parts, partition, supervision, images, dtype, fused=fused)
-        return predict(make_plan(graph, "full", 0, recompute), costs)
+    def made(segments: int, recompute: str) -> tuple[StepPlan, PlanCosts]:
+        site = replace(planned.site, partition=cut(backbone, segments, "even", planned.site.image_shape))
+        supervision = EndToEnd().supervise(site)
+        graph = build_graph(segments, supervision, site.partition.modules(backbone))
+        return make_plan(graph, "full", 0, recompute), planned.costs(site, supervision, parts, fused=fused)
 
-    tried = {segments: run(segments, "once") for segments in range(1, len(site.backbone.blocks) + 1)}
-    best = min(tried, key=lambda segments: tried[segments].peak_bytes)
-    return run(1, "none"), best, tried[best]
+    tried = {segments: made(segments, "once") for segments in range(1, len(backbone.blocks) + 1)}
+    best = min(tried, key=lambda segments: predict(*tried[segments]).step_bytes)
+    return made(1, "none"), best, tried[best]
+
+
+def explain(planned: Planned, rows: int = 20) -> str:
+    """What is alive at the plan's peak, largest first, as lines for a terminal."""
+    fused = planned.settings is not None
+    costs = planned.costs(planned.site, planned.supervision, planned.parts(fused=fused), fused=fused)
+    prediction = predict(planned.plan, costs)
+    whole = prediction.peak_bytes + planned.workspace
+    lines = [f"The peak, {_mib(whole)}, is at {prediction.peak_task}. Alive then:", ""]
+    alive = [(one.kind, one.name, one.bytes) for one in prediction.alive]
+    if planned.workspace:
+        alive = sorted([*alive, ("workspace", "libraries'", planned.workspace)], key=lambda row: -row[2])
+    lines += [f"{_mib(size):>14} {size / whole:6.1%}  {kind:<11} {name}" for kind, name, size in alive[:rows]]
+    if rest := alive[rows:]:
+        size = sum(row[2] for row in rest)
+        lines.append(f"{_mib(size):>14} {size / whole:6.1%}  {len(rest)} smaller ones")
+    return "\n".join(lines)
 
 
 def as_text(figures: dict[str, Any]) -> str:
@@ -149,23 +243,29 @@ def as_text(figures: dict[str, Any]) -> str:
             f"{row['head_flops'] / 1e9:7.2f} {row['parameters']:>9,} {row['head_parameters']:>9,} "
             f"{_mib(row['saved_bytes']):>10}"
         )
-    weights = figures["weights"]
+    weights, timed = figures["weights"], figures["machine"] is not None
     lines += [
         "",
         "passes: F forward, R rebuild, H head and loss, P propagate, B backward, U update; saved: for the backward",
         f"weights: backbone {weights['backbone']:,}, heads and leap networks {weights['heads']:,}, "
         f"EMA twins {weights['twins']:,} (not trained)",
         "",
-        f"{'per step':<42} {'GFLOP':>9} {'ratio':>7} {'peak activations':>17} {'ratio':>7}",
+        f"{'per step':<42} {'GFLOP':>9} {'ratio':>7} {'peak activations':>17} {'ratio':>7} "
+        f"{'peak, all':>14} {'ratio':>7}" + (f" {'img/s':>9}" if timed else ""),
     ]
     base = figures["plans"]["end-to-end"]
     for name, plan in figures["plans"].items():
         lines.append(
             f"{name:<42} {plan['flops'] / 1e9:9.2f} {plan['flops'] / base['flops']:7.2f} "
             f"{_mib(plan['peak_activation_bytes']):>17} "
-            f"{plan['peak_activation_bytes'] / base['peak_activation_bytes']:7.2f}"
+            f"{plan['peak_activation_bytes'] / base['peak_activation_bytes']:7.2f} "
+            f"{_mib(plan['peak_bytes']):>14} {plan['peak_bytes'] / base['peak_bytes']:7.2f}"
+            + (f" {plan['images_per_second']:9,.0f}" if timed else "")
         )
-    lines.append(f"The peak of this plan is at {figures['plans']['this plan']['peak_task']}.")
+    ours = figures["plans"]["this plan"]
+    lines.append(f"The peak of this plan is at {ours['peak_task']}. Alive then:")
+    shown = [f"{kind} {_mib(size)}" for kind, size in ours["at_peak"].items() if size > 0]
+    lines += [", ".join(shown[:5]), ", ".join(shown[5:])]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ LARGE_TOGETHER = 4
 
 _BACKWARD_KINDS = (Kind.PROPAGATE, Kind.BACKWARD)
 # Within a module: gradients that can go are let go first, and Backward, its last pass, comes after the Propagates.
-_EAGERNESS = {Kind.UPDATE: 0, Kind.PROPAGATE: 1, Kind.BACKWARD: 2, Kind.HEAD: 3}
+_EAGERNESS = {Kind.NORM: 0, Kind.UPDATE: 0, Kind.PROPAGATE: 1, Kind.BACKWARD: 2, Kind.HEAD: 3}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,13 @@ class Cotangent:
     def __add__(self, other: Cotangent) -> Cotangent:
         return Cotangent(_add(self.dense, other.dense), _add(self.pooled, other.pooled))
 
+    def scaled(self, factor: Tensor | None) -> Cotangent:
+        """This, times a 0-dim tensor; itself where there is none."""
+        if factor is None:
+            return self
+        dense, pooled = (None if part is None else part * factor for part in (self.dense, self.pooled))
+        return Cotangent(dense, pooled)
+
     def like(self, y: Tensor) -> Tensor:
         """The whole cotangent in the shape of y, (N, C, H, W) or (N, T, C)."""
         if self.pooled is None:

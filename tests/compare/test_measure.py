@@ -1,18 +1,23 @@
 """The instruments: percentiles, paired ratios, interleaving, the walk through memory events, FLOPs."""
 
+import itertools
+
 import pytest
 import torch
-from benchmarks.measure import (
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mlaan.compare import measure
+from mlaan.compare.measure import (
     MemoryEvent,
     flops,
     highest_level,
+    in_rounds,
     interleaved,
     paired_ratios,
     peak_memory,
     percentiles,
 )
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -88,3 +93,27 @@ def test_flops_of_a_pass_for_the_input_alone():
     layer, x = nn.Linear(4, 5), torch.randn(3, 4, requires_grad=True)
     y = layer(x).sum()
     assert flops(lambda: torch.autograd.grad(y, [x])) == 2 * 3 * 4 * 5
+
+
+def test_a_turn_may_take_several_steps_and_a_check_ends_the_rounds():
+    log = []
+    steps = {name: lambda images, _, name=name: log.append(name) for name in "ab"}
+    batches = [(torch.tensor(0), torch.tensor(0))]
+    assert [sorted(seconds) for seconds in in_rounds(steps, batches, 2, 0, repeats=3)] == [["a", "b"]] * 2
+    assert "".join(log) == "aaabbb" + "bbbaaa"
+
+    def check():
+        if len(log) == 15:
+            raise KeyboardInterrupt
+
+    found = in_rounds(steps, batches, 2, 0, repeats=1, between=check)
+    assert sorted(next(found)) == ["a", "b"]
+    with pytest.raises(KeyboardInterrupt):
+        next(found)
+
+
+def test_a_turns_seconds_are_those_of_one_step(monkeypatch):
+    clock = itertools.count(0.0, 6.0)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    batches = [(torch.tensor(0), torch.tensor(0))]
+    assert list(in_rounds({"a": lambda *_: None}, batches, 1, 0, repeats=3)) == [{"a": 2.0}]
