@@ -43,7 +43,7 @@ BATCHES, WARMUP = 3, 3
 CHECKED = 5
 """Steps whose losses are compared: one task by task, one that is captured or goes to streams, three after it."""
 CHECKED_RATE = 0.02
-"""Their learning rate: large enough that a step which moved no weight shows in the next one's losses."""
+"""Their learning rate: large enough that steps which moved no weight show in later losses."""
 Way = Literal["eager", "streams", "2 streams", "graph"]
 
 
