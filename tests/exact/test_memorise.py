@@ -75,23 +75,29 @@ def memorised(setting: Setting, method: MethodConfig) -> float:
     return top1
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+SLOW = "mlaan-stage-twins"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long if n == SLOW else ()) for n in VARIANTS])
 def test_resnet32(name):
     setting = RESNET32
-    if name == "mlaan-stage-twins":  # a twin on every block of a shared leap doubles its sums: it asks for small steps
+    if name == SLOW:  # a twin on every block of a shared leap doubles its sums: it asks for small steps
         setting = replace(RESNET32, learning_rate=0.008, steps=260)
     assert memorised(setting, VARIANTS[name]) > 0.99
 
 
-OFTEN = ["mlaan-fast"]
+OFTEN = [("mlaan-fast", RESNET50)]
 """Of the large nets' tests, those of every run; all 22 take about an hour of one core."""
-CASES = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.long) for name in BIG]
+CASES = [
+    pytest.param(name, setting, id=f"{name}-{setting.name}", marks=() if (name, setting) in OFTEN else pytest.mark.long)
+    for name in BIG
+    for setting in (RESNET50, VIT_S)
+]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("setting", [RESNET50, VIT_S], ids=lambda setting: setting.name)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "setting"), CASES)
 def test_large_nets(name, setting):
     if setting is VIT_S and name in ("infopro", "mlaan"):  # the last image comes late
         setting = replace(VIT_S, steps=300, fall=0.992)
