@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlaan.errors import UserError
 
 if TYPE_CHECKING:
+    from mlaan.config import AdamWConfig, LAMBConfig, LARSConfig, SGDConfig
     from mlaan.data import Batch
     from mlaan.engine import Engine, Evaluation, StepResult
     from mlaan.learning import (
@@ -34,6 +35,7 @@ __all__ = [
     "HPFF",
     "MAN",
     "MLAAN",
+    "AdamWConfig",
     "AugLocal",
     "BackLink",
     "Backbone",
@@ -42,9 +44,12 @@ __all__ = [
     "Engine",
     "Evaluation",
     "InfoPro",
+    "LAMBConfig",
+    "LARSConfig",
     "LocalLoss",
     "Partition",
     "PredSim",
+    "SGDConfig",
     "Site",
     "StepResult",
     "Supervision",
@@ -54,6 +59,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 _PLACES = {"Backbone": "models", "Batch": "data", "Engine": "engine", "Evaluation": "engine", "StepResult": "engine"}
+_PLACES |= dict.fromkeys(("AdamWConfig", "LAMBConfig", "LARSConfig", "SGDConfig"), "config")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from inspect import signature
 from numbers import Real
 from typing import Any, cast
 
@@ -132,6 +134,7 @@ class Engine:
                 known = ", ".join(sorted(MethodConfig.choices))
                 raise UserError(f"method = {method!r} must be one of {known}; your own: import its module first")
             kind, settings = MethodConfig.choices[method], options
+            _require_known(options, method, [f.name for f in fields(cast(Any, kind))])
         elif options:
             raise UserError(f"{next(iter(options))!r} belongs into the method's own config: method={method!r}")
         else:
@@ -222,7 +225,7 @@ class Engine:
         self.loss_names = tuple(loss.name for loss in self.supervision.losses)
         self.loss_modules = tuple(loss.module for loss in self.supervision.losses)
         self.loss_predicts = tuple(loss.predicts for loss in self.supervision.losses)
-        self.state_bytes = state_bytes(optim, torch.bfloat16 if masters else torch.float32)
+        self.state_bytes = state_bytes(optim, torch.bfloat16 if masters else example.dtype)
         groups = self._groups(modules)
         self.optimizer = Optimizer(groups, self.supervision.twins, self._names(), optim, masters)
         self.loss_scale = None
@@ -343,10 +346,11 @@ class Engine:
             for key in [*own, *given]:
                 if key not in own or key not in given or own[key].shape != given[key].shape:
                     raise UserError(f"{part}.{key} of the state does not fit {self.backbone.name}: another model's?")
-        if not isinstance(state.get("learning_rate"), float):
-            raise UserError(
-                f"learning_rate = {state.get('learning_rate')!r} of the state is no number: another file's?"
-            )
+        rate = state.get("learning_rate")
+        if not isinstance(rate, float) or not 0 <= rate < math.inf:
+            raise UserError(f"learning_rate = {rate!r} of the state is no rate: another file's?")
+        if bool(state.get("loss_scale")) != (self.loss_scale is not None):
+            raise UserError("the state and the engine differ in train.precision = 'float16': use the run's own config")
         self.optimizer.load_state_dict(state.get("optimizer", {}))
         self.backbone.net.load_state_dict(state["backbone"])
         self.heads.load_state_dict(state["heads"])
@@ -432,6 +436,16 @@ def _extra_heads(losses: Iterable[Any], backbone: Backbone) -> list[nn.Module]:
     """Every head once, less the backbone's own classifier."""
     heads = {id(loss.head): loss.head for loss in losses if loss.head is not backbone.classifier}
     return list(heads.values())
+
+
+def _require_known(options: Iterable[str], method: str, known: Sequence[str]) -> None:
+    """Raises UserError for a keyword that neither the engine nor the method has."""
+    own = [name for name in signature(Engine.__init__).parameters if name not in ("self", "options")]
+    for name in options:
+        if name not in known:
+            likely = get_close_matches(name, [*own, *known], n=1) or get_close_matches(name, own, n=1, cutoff=0.4)
+            hint = f"did you mean {likely[0]!r}?" if likely else f"choose from {', '.join([*own, *known])}"
+            raise UserError(f"{name!r} is no keyword of Engine and no setting of method {method!r}: {hint}")
 
 
 def _optim(optim: str | OptimConfig, numbers: dict[str, Any]) -> OptimConfig:

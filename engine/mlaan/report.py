@@ -34,12 +34,17 @@ def summary(folder: RunFolder) -> str:
     facts = {
         **(_test(tested, last["epoch"]) if tested else {"test top-1": "not tested yet"}),
         "time": f"{duration(last['seconds'])}, {speed:.0f} img/s in training",
-        "memory": f"{mebibytes(last['memory_bytes'])} at the peak",
+        "memory": f"{mebibytes(last['memory_bytes'])} at the peak{_of_what(folder)}",
         "run folder": str(folder.path),
     }
     width = max(map(len, facts))
     lines = [f"Training, means over epoch {last['epoch']}", *aligned(rows), ""]
     return "\n".join([*lines, *(f"{name:<{width}}  {fact}" for name, fact in facts.items())])
+
+
+def _of_what(folder: RunFolder) -> str:
+    """On a CPU the figure is that of the process, Python and PyTorch included."""
+    return ", of the whole process" if folder.read_environment().get("device") == "cpu" else ""
 
 
 def _test(tested: dict[str, Any], epoch: int) -> dict[str, str]:

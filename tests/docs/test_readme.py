@@ -18,14 +18,19 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     assert "Evaluation(loss=" in out
 
 
-def test_the_plan_command_runs(capsys):
-    [line] = re.findall(r"^mlaan (plan .*?)\s*(?:#.*)?$", README, re.MULTILINE)
-    assert main(line.split()) == 0
-    assert "end-to-end" in capsys.readouterr().out
+def test_the_plan_commands_run(capsys, tmp_path, monkeypatch):
+    lines = re.findall(r"^mlaan (plan .*?)\s*(?:#.*)?$", README.replace("\\\n", " "), re.MULTILINE)
+    assert len(lines) == 3
+    monkeypatch.chdir(tmp_path)
+    for line in lines[:2]:  # the third is like the second
+        assert main(line.split()) == 0
+        assert "end-to-end" in capsys.readouterr().out.lower()
+    assert (tmp_path / "plan.toml").exists()
 
 
 def test_every_setting_named_exists():
     """--section.key in the shell examples are keys that the parser knows."""
+    import mlaan.data
     import mlaan.learning  # noqa: F401
     from mlaan.config import Config, describe
 

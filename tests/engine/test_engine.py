@@ -161,9 +161,16 @@ def test_a_model_of_ones_own():
         ({"method": MLAAN(twins="frist")}, r"method.twins = 'frist' must be 'first'"),
         ({"learning_rate": "0.1"}, r"optim.learning_rate = '0.1' must be"),
         ({"modules": 2.0}, r"partition.modules = 2.0 must be"),
-        ({"method": "end_to_end", "preset": "light"}, r"method.preset is no setting"),
+        (
+            {"method": "end_to_end", "preset": "light"},
+            r"'preset' is no keyword of Engine and no setting of .*end_to_end",
+        ),
+        ({"executr": "graph"}, r"did you mean 'executor'"),
+        ({"optimizer": "adamw"}, r"did you mean 'optim'"),
+        ({"optim": "adam"}, r"optim = 'adam' must be one of adamw"),
+        ({"optim": "adamw", "momentum": 0.9}, r"optim.momentum is no setting"),
         ({"method": MLAAN(), "reach": 3}, r"'reach' belongs into the method's own config"),
-        ({"speed": 3}, r"method.speed is no setting: choose from .*reach"),
+        ({"speed": 3}, r"'speed' is no keyword of Engine.*: (did you mean|choose from)"),
     ],
 )
 def test_wrong_settings_name_the_key_and_the_fix(settings, message):

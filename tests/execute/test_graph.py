@@ -5,10 +5,13 @@ import warnings
 import pytest
 import torch
 
+import mlaan.engine
 from execute.recording import RecordingGraph, RecordingLanes
 from execute.test_streams import engine, on_lanes, tensors
 from mlaan import DGL, MLAAN, EndToEnd, Engine
 from mlaan.config import AdamWConfig, SGDConfig
+from mlaan.errors import StepMemoryError
+from mlaan.execute import executors
 from mlaan.execute.graph import GraphExecutor
 from mlaan.models import CifarResNet
 
@@ -107,6 +110,79 @@ def test_gradients_without_update_leave_the_graph_alone():
     ours.gradients(*batch(3))
     assert torch.equal(tensors(ours)["backbone", "fc.weight"], before)
     assert ours.executor.captured is graph
+
+
+def test_gradients_that_are_there_already_are_added_to():
+    """A step that finds gradients runs outside; the next one is a replay again."""
+    ours, theirs = (made(MLAAN(preset="light"), learning_rate=0.5) for _ in range(2))
+    captured(ours)
+    for step in range(7):
+        data = batch(step)
+        if step in (1, 4):  # before the capture, and between replays
+            for one in (ours, theirs):
+                one.gradients(*batch(step + 20))
+        assert torch.equal(ours.step(*data).losses, theirs.step(*data).losses), step
+    found, wanted = tensors(ours), tensors(theirs)
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert ours.executor.captured is not None
+
+
+def test_results_outlive_the_next_replay():
+    ours = captured(made(MLAAN(preset="light")))
+    results = [ours.step(*batch(step)) for step in range(4)]
+    kept = [(result.losses.clone(), result.correct.clone()) for result in results]
+    ours.step(*batch(9))
+    for result, (losses, correct) in zip(results, kept, strict=True):
+        assert torch.equal(result.losses, losses)
+        assert torch.equal(result.correct, correct)
+    assert not torch.equal(results[2].losses, results[3].losses)
+
+
+def test_memory_that_does_not_do_for_a_graph_is_told_and_steps_go_on():
+    ours = captured(made(MLAAN(preset="light")))
+
+    class Full(RecordingGraph):
+        def capture(self, work):
+            raise StepMemoryError("Forward(2)", 2)
+
+    ours.executor.graphs = Full()
+    ours.step(*batch(0))
+    with pytest.warns(RuntimeWarning, match="task by task.*the memory does not do in Forward"):
+        ours.step(*batch(1))
+    assert torch.isfinite(ours.step(*batch(2)).losses).all()
+
+
+def test_float32_weights_move_alike_by_any_learning_rate():
+    """The rate on the device is a float32; the eager executor rounds its own so, too."""
+    torch.manual_seed(0)
+    pair = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        pair.append(Engine(CifarResNet(8), DGL(), 3, input_shape=(3, 8, 8), optim=AdamWConfig(learning_rate=1e-3)))
+    ours, theirs = captured(pair[0]), pair[1]
+    for step in range(4):
+        ours.learning_rate = theirs.learning_rate = 0.1 / (step + 3)
+        images, labels = batch(step)
+        assert torch.equal(ours.step(images.float(), labels).losses, theirs.step(images.float(), labels).losses)
+    found, wanted = tensors(ours), tensors(theirs)
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_an_engine_for_a_gpu_reads_its_rate_from_the_device(monkeypatch):
+    """With CUDA's lanes and graphs faked, the engine puts the same executor together as by hand."""
+    monkeypatch.setattr(executors, "CudaGraphs", lambda device: RecordingGraph())
+    monkeypatch.setattr(executors, "CudaLanes", lambda device, urgent: RecordingLanes(len(urgent)))
+    make = executors.make_executor
+
+    def as_on_a_gpu(wanted, device, *others, **parts):
+        return make(wanted, torch.device("cuda", 0), *others, **parts)
+
+    theirs = made(MLAAN(preset="light"), learning_rate=0.5)
+    monkeypatch.setattr(mlaan.engine, "make_executor", as_on_a_gpu)
+    ours = made(MLAAN(preset="light"), learning_rate=0.5, executor="graph")
+    compare(ours, theirs)
+    assert isinstance(ours.executor, GraphExecutor)
+    assert ours.executor.captured is not None
 
 
 def test_a_state_loaded_between_replays_is_gone_on_from():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mlaan import DGL, MLAAN, EndToEnd, Engine
-from mlaan.execute import LossScale
+from mlaan.execute import LossScale, step_state
 from mlaan.execute.head_calls import HeadCalls
 from mlaan.execute.loss_scale import INTERVAL, LARGEST, START
 from mlaan.models import CifarResNet
@@ -135,6 +135,77 @@ def test_scales_double_after_a_long_time_without_overflow_and_stay_within_bounds
     keeper.clean.fill_(INTERVAL - 1)
     keeper.end(*good)
     assert keeper.scales.tolist() == [LARGEST] * 5
+
+
+def test_an_overflow_of_weight_gradients_alone_keeps_infinities_out_of_the_weights():
+    """A scale that only one module's own backward overflows with: its Update is left out, and training goes on."""
+    made = engine(DGL(), "float16")
+    made.loss_scale.scales.fill_(SMALL)
+    made.step(*batch())
+    run = made.executor.work[2].backward
+
+    def overflowing(*arguments):
+        inputs, grads = run(*arguments)
+        return inputs, [None if grad is None else grad * torch.inf for grad in grads]
+
+    made.executor.work[2].backward = overflowing
+    weights, _ = snapshot(made)
+    skipped = made.loss_scale.skipped.clone()
+    made.step(*batch(1))
+    assert (made.loss_scale.skipped - skipped).tolist() == [0, 0, 1, 0, 0]
+    assert all(torch.equal(w, old) for w, old in zip(made.executor.weights[2], weights[2], strict=True))
+    assert all(torch.isfinite(w).all() for group in made.executor.weights for w in group)
+
+
+def test_a_head_that_modules_share_stops_the_module_that_it_moves_with(monkeypatch):
+    """`fast`: one leap network for a stage, moved with the last module that it taps."""
+    made = engine(MLAAN(preset="fast", reach=1), "float16")
+    home = head_homes(made.supervision)
+    victim = next(i for i, loss in enumerate(made.supervision.losses) if home[id(loss.head)] != loss.module)
+    loss = made.supervision.losses[victim]
+    made.loss_scale.scales.fill_(SMALL)
+    overflow(monkeypatch, victim, step=1)
+    made.step(*batch())
+    before = made.loss_scale.skipped.clone()
+    made.step(*batch(1))
+    stopped = (made.loss_scale.skipped - before).bool()
+    assert stopped[loss.module]
+    assert stopped[home[id(loss.head)]]
+    assert stopped.sum() == 2
+
+
+def test_an_overflow_begins_the_count_anew():
+    made = with_scales(engine(DGL()), [START] * 20)
+    keeper = made.loss_scale
+    keeper.clean.fill_(INTERVAL - 1)
+    sound = torch.tensor([True, True, False, True, True])
+    keeper.end(sound, torch.ones(5, dtype=torch.bool))
+    assert keeper.clean.tolist() == [0, 0, 0, 0, 0]  # the others doubled just now
+    assert keeper.scales.tolist() == [2 * START, 2 * START, START / 2, 2 * START, 2 * START]
+    keeper.clean[2] = 7
+    keeper.end(sound, torch.ones(5, dtype=torch.bool))
+    assert keeper.clean.tolist() == [1, 1, 0, 1, 1]
+
+
+def test_scaling_goes_by_float32():
+    """2**16 is beyond float16, and so are factors between scales far apart."""
+    small = torch.full((4,), 2.0**-14, dtype=torch.float16)
+    assert Cotangent(dense=small).scaled(torch.tensor(2.0**16)).dense.tolist() == [4.0] * 4
+
+
+@pytest.mark.parametrize("schedule", ["lean", "full"])
+def test_what_goes_on_keeps_a_scale_of_its_own(monkeypatch, schedule):
+    """It is never brought to the least scale of all that a module's weight gradients are summed in."""
+    arrive, scales = step_state.StepState._arrive, []
+
+    def noted(self, module, left, cotangent, scaled):
+        scales.append(scaled[0])
+        arrive(self, module, left, cotangent, scaled)
+
+    monkeypatch.setattr(step_state.StepState, "_arrive", noted)
+    made = engine(MLAAN(preset="light", reach=3), "float16", schedule=schedule)
+    made.gradients(*batch())
+    assert set(scales) == {"head", "group"}
 
 
 def test_gradients_too_small_for_float16_survive_by_their_scale():

@@ -125,6 +125,36 @@ def test_clipping_and_loss_scales_have_no_race_either(clip):
     assert lanes.overlaps
 
 
+@pytest.mark.parametrize("method", [MLAAN(), DGL()], ids=repr)
+def test_steps_without_update_and_those_after_them_have_no_race(method):
+    eager, lanes = engine(method, schedule="full"), RecordingLanes(3)
+    streams = on_lanes(engine(method, schedule="full"), 3, lanes)
+    for step in range(4):
+        with lanes:
+            for one in (eager, streams):
+                (one.gradients if step == 1 else one.step)(*batch(step))
+    lanes.check()
+    ours, theirs = tensors(streams), tensors(eager)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_an_error_in_a_step_leaves_no_lane_behind(monkeypatch):
+    lanes = RecordingLanes(3)
+    made = on_lanes(engine(MLAAN(), schedule="full"), 3, lanes)
+    made.step(*batch(0))
+    carry = step_state.StepState._carry
+
+    def failing(self, tasks, **named):
+        if tasks[0].module == 1:
+            raise RuntimeError("planted")
+        carry(self, tasks, **named)
+
+    monkeypatch.setattr(step_state.StepState, "_carry", failing)
+    with lanes, pytest.raises(RuntimeError, match="planted"):
+        made.step(*batch(1))
+    lanes.check()
+
+
 def waits_of(lanes_plan):
     return [(place, need) for place, needs in enumerate(lanes_plan.waits) for need in needs]
 

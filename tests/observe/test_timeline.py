@@ -159,7 +159,9 @@ def test_measured_memory_ends_where_it_began_and_peaks_as_the_allocator_says(mea
 
 def test_a_step_that_runs_in_one_piece_is_refused(measured, monkeypatch):
     engine, batch, _ = measured
-    monkeypatch.setattr(engine, "executor", GraphExecutor(engine.executor, CudaGraphs(), lambda: None))
+    monkeypatch.setattr(
+        engine, "executor", GraphExecutor(engine.executor, CudaGraphs(torch.device("cuda")), lambda: None)
+    )
     with pytest.raises(UserError, match=r"train\.executor = 'graph'"):
         measure(engine, *batch, steps=1, warmup=0)
 

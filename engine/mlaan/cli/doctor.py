@@ -60,6 +60,8 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     print("\nnative libraries")
     for status in library.status():
         _line(status.name, f"{status.state}: {status.detail}")
+        if status.name == "cpu" and status.state in ("missing", "failed"):
+            missing.append("pip install --no-build-isolation . in the source folder, for the native operators")
 
     print("\nTriton kernels")
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())] or [torch.device("cpu")]

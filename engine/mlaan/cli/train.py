@@ -113,6 +113,8 @@ def _open(folder: RunFolder, config: Config, engine: Engine, state: TrainState, 
     here = environment(engine.device) | {"kernels": engine.kernels}
     device = f"{engine.device} with Triton kernels" if engine.kernels == "triton" else f"{engine.device}"
     what = f"{config.model.name} by {config.method.name} on {config.data.name}"
+    if config.train.compile == "modules":
+        yield "torch.compile: the first step takes minutes, and so does the first of each other batch size"
     if not state.step:
         folder.write_environment(here)
         yield f"{what}, {counted(config.train.epochs, 'epoch')} on {device}, into {folder.path}"

@@ -94,12 +94,12 @@ class EagerExecutor:
         """
         state = StepState(self, images, labels)
         with using(self.kernels):
-            for place, step in enumerate(self.plan.steps):
+            for step in self.plan.steps:
                 if update or step.task.kind not in (Kind.NORM, Kind.UPDATE):
-                    self._run_step(state, place, step)
+                    self._run_step(state, step)
         return self._results(state, update)
 
-    def _run_step(self, state: StepState, place: int, step: Step) -> None:
+    def _run_step(self, state: StepState, step: Step) -> None:
         try:
             with nullcontext() if self.watch is None else self.watch(step):
                 state.run(step)
@@ -112,6 +112,10 @@ class EagerExecutor:
         if state.scale is not None and update:
             state.scale.end()
         return torch.stack(state.loss_values), torch.stack(state.correct)
+
+    def has_gradients(self) -> bool:
+        """Whether some weight has a gradient already, from a step without update."""
+        return any(weight.grad is not None for weights in self.weights for weight in weights)
 
     def drew(self, module: int, before: RandomState) -> None:
         """Notes whether a forward drew random numbers; `before` is their state then."""

@@ -41,4 +41,4 @@ def make_executor(
         )
         return EagerExecutor(**parts)
     streams = StreamExecutor(**parts, lanes_for=lanes_for, make_lanes=partial(CudaLanes, device))
-    return streams if wanted == "streams" else GraphExecutor(streams, CudaGraphs(), prepare)
+    return streams if wanted == "streams" else GraphExecutor(streams, CudaGraphs(device), prepare)

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from mlaan.errors import StepMemoryError
 from mlaan.execute.eager import EagerExecutor
 from mlaan.execute.streams import StreamExecutor
 
@@ -29,16 +30,25 @@ class Graphs(Protocol):
 
 
 class CudaGraphs:
-    """CUDA graphs, each with memory of its own."""
+    """CUDA graphs on a device, each with memory of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     def capture(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # what the steps before took: the graph's memory comes on top of it
-        graph = torch.cuda.CUDAGraph()
-        # other threads, such as those that fetch data, may go on with what they do
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            results = run()
-        return results, graph.replay
+        with torch.cuda.device(self.device):
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # what the steps before took: the graph's memory comes on top of it
+            graph = torch.cuda.CUDAGraph()
+            # other threads, such as those that fetch data, may go on with what they do
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                results = run()
+
+        def replay() -> None:
+            with torch.cuda.device(self.device):
+                graph.replay()
+
+        return results, replay
 
 
 class _Captured(NamedTuple):
@@ -54,7 +64,7 @@ class GraphExecutor:
     A step with images of a new shape runs as it is, for real: kernels are tuned in it, and what they keep for later
     steps is made. The next one with that shape is captured and replayed, so that there is no warm-up whose effects had
     to be undone. One step of another shape, such as the last batch of an epoch, runs outside; two in a row take the
-    graph's place. A step without update runs outside, too.
+    graph's place. A step without update, and one that finds gradients of such steps, run outside, too.
 
     Where a step cannot be captured, a RuntimeWarning says why, once, and the inner executor runs all steps.
 
@@ -73,7 +83,7 @@ class GraphExecutor:
     def run(self, images: Tensor, labels: Tensor, *, update: bool = True) -> tuple[Tensor, Tensor]:
         """See EagerExecutor."""
         shape = tuple(images.shape)
-        if not update or self.obstacle:
+        if not update or self.obstacle or self.inner.has_gradients():
             return self.inner.run(images, labels, update=update)
         if self.captured is None or tuple(self.captured.images.shape) != shape:
             if self.last_shape != shape:
@@ -101,14 +111,12 @@ class GraphExecutor:
         if isinstance(inner, StreamExecutor):
             inner.way(tuple(images.shape))
         still_images, still_labels = images.clone(), labels.clone()
-        kept = [[weight.grad for weight in weights] for weights in inner.weights]
         inner.keep_random = False
         try:
             results, replay = self.graphs.capture(lambda: inner.run(still_images, still_labels))
-        except RuntimeError as error:
-            for weights, grads in zip(inner.weights, kept, strict=True):
-                for weight, grad in zip(weights, grads, strict=True):
-                    weight.grad = grad
+        except (RuntimeError, StepMemoryError) as error:
+            for weight in (weight for weights in inner.weights for weight in weights):
+                weight.grad = None
             return self._give_up(" ".join(str(error).split()))
         finally:
             inner.keep_random = True

@@ -106,7 +106,8 @@ class Crossing:
         self._meet(range(1, self.lanes.count), [0])
 
     def close(self) -> None:
-        """Let every lane go on after lane 0, and lane 0 after that: whatever is let go of now, nobody uses any more."""
+        """Let all lanes go on after each other: whatever is let go of now, nobody uses any more."""
+        self.join()
         self._meet([0], range(1, self.lanes.count))
         self.join()
 

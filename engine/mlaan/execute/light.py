@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from mlaan.execute.heads import HeadResult, accumulate
@@ -23,6 +24,11 @@ def run_light_heads(
     return [HeadResult(value, correct, Cotangent(pooled=grad)) for value, correct, grad in rows]
 
 
+def _exact(weight: Tensor | None) -> Tensor | None:
+    """In float32 where it is held in bfloat16: the operator takes that of features in lower precision."""
+    return weight.float() if weight is not None and weight.dtype == torch.bfloat16 else weight
+
+
 def light_results(
     heads: Sequence[nn.Module],
     features: Sequence[Tensor],
@@ -39,9 +45,8 @@ def light_results(
         weights: for each head its loss's.
     """
     linears = [cast(nn.Linear, pool_linear(head)) for head in heads]
-    found = pool_linear_ce(
-        features, taps, [layer.weight for layer in linears], [layer.bias for layer in linears], labels, weights
-    )
+    matrices, biases = ([_exact(getattr(layer, name)) for layer in linears] for name in ("weight", "bias"))
+    found = pool_linear_ce(features, taps, cast(list[Tensor], matrices), biases, labels, weights)
     for i, layer in enumerate(linears):
         grads = {"weight": found.weight_grads[i], "bias": None if found.bias_grads is None else found.bias_grads[i]}
         for name, weight in layer.named_parameters():

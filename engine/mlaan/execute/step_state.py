@@ -135,9 +135,14 @@ class StepState:
     def _carry(self, tasks: Sequence[Task], *, keep: bool) -> None:
         """Propagates, each with a group of its own, and Backward for the sum of all groups, in one call.
 
-        The only group of a merged module goes on with its Backward.
+        The only group of a merged module goes on with its Backward. With loss scales each group goes on by itself, in
+        its own scale: brought to the least of all it could vanish.
         """
         module = tasks[0].module
+        if self.scale is not None and len(tasks) > 1:
+            for task in tasks:
+                self._carry([task], keep=keep or task is not tasks[-1])
+            return
         last = tasks[-1].kind is Kind.BACKWARD
         groups = self.graph.groups[module] if last else tuple(task.index for task in tasks)
         onward = {task.index for task in tasks if task.kind is Kind.PROPAGATE}

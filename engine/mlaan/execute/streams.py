@@ -9,7 +9,6 @@ from torch import Tensor
 from mlaan.execute.eager import EagerExecutor
 from mlaan.execute.lanes import Crossing, Lanes
 from mlaan.execute.step_state import StepState
-from mlaan.plan import Kind
 from mlaan.plan.lanes import LanePlan
 from mlaan_kernels.choice import using
 
@@ -21,7 +20,7 @@ class StreamExecutor(EagerExecutor):
     """Runs the plan's tasks on several streams.
 
     Given to the device in the plan's order. The first step with images of a new shape runs on one stream: kernels are
-    tuned in it, and what they keep for later steps is made.
+    tuned in it, and what they keep for later steps is made. So do steps without update, and those that find gradients.
 
     Args:
         lanes_for: where to run each step of the plan, for images of a shape.
@@ -40,7 +39,7 @@ class StreamExecutor(EagerExecutor):
     def run(self, images: Tensor, labels: Tensor, *, update: bool = True) -> tuple[Tensor, Tensor]:
         """See EagerExecutor."""
         shape = tuple(images.shape)
-        if shape not in self.seen:
+        if shape not in self.seen or not update or self.has_gradients():
             self.seen.add(shape)
             return super().run(images, labels, update=update)
         plan, lanes = self.way(shape)
@@ -48,15 +47,15 @@ class StreamExecutor(EagerExecutor):
             return super().run(images, labels, update=update)
         state = StepState(self, images, labels)
         crossing = Crossing(lanes, plan)
-        with using(self.kernels):
-            for place, step in enumerate(self.plan.steps):
-                if update or step.task.kind not in (Kind.NORM, Kind.UPDATE):
+        try:
+            with using(self.kernels):
+                for place, step in enumerate(self.plan.steps):
                     with crossing.step(place, Touched(partial(state.tensors, step))):
-                        self._run_step(state, place, step)
-        crossing.join()
-        results = self._results(state, update)
-        crossing.close()
-        return results
+                        self._run_step(state, step)
+            crossing.join()
+            return self._results(state, update)
+        finally:
+            crossing.close()
 
     def way(self, shape: tuple[int, ...]) -> tuple[LanePlan, Lanes]:
         """Where steps with images of a shape run."""

@@ -132,7 +132,7 @@ class Optimizer:
                     masters,
                     [list(kind) for kind in zip(*states, strict=True)],
                     twins,
-                    self._learning_rate if self._device_rate is None else self._device_rate,
+                    self._rate(alike[0].dtype),
                     step,
                     scale,
                     finite,
@@ -156,6 +156,12 @@ class Optimizer:
         elif measured is not None:
             self._coefficient.copy_(measured)
         self._measured = set(range(len(self.groups)))
+
+    def _rate(self, dtype: torch.dtype) -> float | Tensor:
+        """The learning rate: for all but float64 weights rounded to float32, as the one on the device is."""
+        if self._device_rate is not None:
+            return self._device_rate
+        return self._learning_rate if dtype == torch.float64 else torch.tensor(self._learning_rate).item()
 
     def _scale(self, group: int, grads: list[Tensor], finite: Tensor | None) -> Tensor | None:
         if self.config.clip == "module":

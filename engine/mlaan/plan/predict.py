@@ -171,6 +171,11 @@ class _Course:
         calls: dict[int, list[int]] = {}
         for task in tasks:
             calls.setdefault(self.graph.heads[task.index], []).append(task.index)
+        if self.costs.fused and len(calls) > 1 and not self.graph.light[tasks[0].index]:
+            # leap networks alike run as one: what each holds at its most, and their inputs joined
+            every = [self.costs.heads[places[0]] for places in calls.values()]
+            joined = sum(self.costs.modules[self.costs.heads[task.index].module].output_bytes for task in tasks)
+            self._reach(joined + sum(one.run.peak_bytes for one in every), sum(one.kept_bytes for one in every))
         for network, places in calls.items():
             cost, count = self.costs.heads[places[0]], len(places)
             joined = count * cost.cotangent_bytes if count > 1 else 0

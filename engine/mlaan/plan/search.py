@@ -1,5 +1,6 @@
 """The fastest settings whose step fits into a given memory."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,8 +11,12 @@ from mlaan.plan.candidates import BALANCED, Bench, Choice, Estimate
 RECOMPUTE = ("none", "fused", "once", "each")
 _STEP = 8
 """Batches from here on are multiples of it."""
-_ALIKE = 0.01
+_FEWEST = 2
+"""Images in a proposed step: of one, a BatchNorm over maps of one pixel could learn nothing."""
+ALIKE = 0.01
 """Share of a speed below which the smaller of two plans is the better one."""
+_TIED = 0.001
+"""Share of a peak below which the larger of two batches is the better one."""
 _LOOKED_AT = 8
 """Plans that are taken further after a first look."""
 
@@ -46,8 +51,8 @@ def module_counts(blocks: int, least: int = 2) -> list[int]:
 def search(bench: Bench, space: Space, budget: int, most: int = 5) -> list[Estimate]:
     """The fastest plans that fit, best first, each different from those before it.
 
-    At `space.batch` images where any fits, else at the most that fit; the first is measured at its own batch. Speeds
-    that differ by less than a hundredth count as equal: then the smaller plan is better.
+    At `space.batch` images where any fits, else at the most that fit, which is never one; the first is measured at its
+    own batch. Speeds that differ by less than a hundredth count as equal: then the smaller plan is better.
 
     Raises:
         UserError: nothing fits, and it tells the least memory found; or the network or the method takes no choice.
@@ -59,8 +64,25 @@ def search(bench: Bench, space: Space, budget: int, most: int = 5) -> list[Estim
             break
     if not seen:  # then the first choice tells why
         bench.estimate(next(_choices(space, space.modules[0], space.recompute)), exact=True)
+    looked = [one.choice for one in seen]
     if not space.batch_fixed and not _ranked(seen, budget):
         seen = _with_largest_batches(bench, seen, budget)
+    found = _proven(bench, space, seen, budget, most)
+    if not found and not space.batch_fixed:
+        seen = _with_fewest_images(bench, looked)
+        found = _proven(bench, space, seen, budget, most)
+    if not found:
+        least = _least(bench, space, seen)
+        raise UserError(
+            f"no plan fits into {gib(budget)}: the least found is {_rounded_up(least.peak_bytes)}, at data.batch = "
+            f"{least.choice.batch} with {words_of(least.choice)}: allow that much"
+            + (", or set a smaller data.batch" if space.batch_fixed and least.choice.batch > _FEWEST else "")
+        )
+    return _ranked(found, budget)
+
+
+def _proven(bench: Bench, space: Space, seen: Sequence[Estimate], budget: int, most: int) -> list[Estimate]:
+    """The best plans unlike each other that fit, with other live windows too; the first measured at its own batch."""
     found: list[Estimate] = []
     for one in _ranked(_further(bench, space, seen, budget), budget):
         if any(_alike(one, other) for other in found):
@@ -70,14 +92,7 @@ def search(bench: Bench, space: Space, budget: int, most: int = 5) -> list[Estim
             found.append(chosen)
         if len(found) == most:
             break
-    if not found:
-        least = min(seen, key=lambda one: one.peak_bytes)
-        raise UserError(
-            f"no plan fits into {gib(budget)}: the least found is {gib(least.peak_bytes)}, at data.batch = "
-            f"{least.choice.batch} with {words_of(least.choice)}: allow that much"
-            + (", or set a smaller data.batch" if space.batch_fixed and least.choice.batch > 1 else "")
-        )
-    return _ranked(found, budget)
+    return found
 
 
 def _policies(bench: Bench, space: Space) -> Iterator[list[str]]:
@@ -133,6 +148,8 @@ def _possible(bench: Bench, choices: Iterable[Choice], *, exact: bool) -> Iterat
 def largest_batch(bench: Bench, choice: Choice, budget: int) -> int:
     """The most images, up to the choice's own, with which it fits by interpolation: a multiple of 8 from 8 on, or 0.
 
+    One image is none, unless it is the choice's own batch.
+
     A peak is the largest of many sums that each grow with the batch in a straight line: between two batches it lies
     below their chord.
     """
@@ -143,7 +160,7 @@ def largest_batch(bench: Bench, choice: Choice, budget: int) -> int:
     if peak(choice.batch) <= budget:
         return choice.batch
     if choice.batch <= _STEP or peak(_STEP) > budget:
-        return next((n for n in reversed(range(1, min(choice.batch, _STEP))) if peak(n) <= budget), 0)
+        return next((n for n in reversed(range(_FEWEST, min(choice.batch, _STEP))) if peak(n) <= budget), 0)
     low, high = _STEP, choice.batch
     while True:
         at_low, at_high = peak(low), peak(high)
@@ -160,12 +177,14 @@ def largest_batch(bench: Bench, choice: Choice, budget: int) -> int:
 
 
 def next_batch(batch: int) -> int:
-    """The next smaller batch worth trying."""
-    return (batch - 1) // _STEP * _STEP if batch > _STEP else batch - 1
+    """The next smaller batch worth trying; 0 where there is none."""
+    if batch > _STEP:
+        return (batch - 1) // _STEP * _STEP
+    return batch - 1 if batch > _FEWEST else 0
 
 
 def _with_largest_batches(bench: Bench, seen: Sequence[Estimate], budget: int) -> list[Estimate]:
-    """The plans at the batches that fit; where not one image does, at one."""
+    """The plans that take the most images, at the batches that fit."""
     sketched = []
     for one in seen:
         batch = min(one.choice.batch, _STEP)
@@ -176,8 +195,38 @@ def _with_largest_batches(bench: Bench, seen: Sequence[Estimate], budget: int) -
     found = []
     for _, one in sketched[: 2 * _LOOKED_AT]:
         batch = largest_batch(bench, one.choice, budget)
-        found.append(bench.estimate(replace(one.choice, batch=batch or 1)))
+        if batch:
+            found.append(bench.estimate(replace(one.choice, batch=batch)))
     return found
+
+
+def _with_fewest_images(bench: Bench, choices: Iterable[Choice]) -> list[Estimate]:
+    """The plans at the smallest batch that is proposed, at the larger of their interpolated and measured peaks.
+
+    So an amount of memory that is advised for one of them is enough for it when it is searched again.
+    """
+    found = []
+    for choice in choices:
+        few = replace(choice, batch=min(choice.batch, _FEWEST))
+        sketch, exact = bench.estimate(few), bench.estimate(few, exact=True)
+        found.append(max(sketch, exact, key=lambda one: one.peak_bytes))
+    return found
+
+
+def _least(bench: Bench, space: Space, seen: Sequence[Estimate]) -> Estimate:
+    """The plan that needs the least memory; of batches that need about as much, the largest."""
+    least = min(seen, key=lambda one: one.peak_bytes)
+    if space.batch_fixed:
+        return least
+    batch = largest_batch(bench, replace(least.choice, batch=space.batch), int(least.peak_bytes * (1 + _TIED)))
+    more = bench.estimate(replace(least.choice, batch=max(batch, least.choice.batch)), exact=True)
+    return more if more.peak_bytes <= least.peak_bytes * (1 + _TIED) and batch > least.choice.batch else least
+
+
+def _rounded_up(size: int) -> str:
+    """Bytes in `gib`'s words, as an amount that is enough."""
+    unit, parts = (2**30, 100) if size >= 2**30 else (2**20, 10)
+    return gib(math.ceil(size * parts / unit) * unit / parts)
 
 
 def _further(bench: Bench, space: Space, seen: Sequence[Estimate], budget: int) -> list[Estimate]:
@@ -238,7 +287,7 @@ def _size(one: Estimate) -> tuple[int, int, int]:
 
 
 def _as_fast(one: Estimate, other: Estimate) -> bool:
-    return abs(one.images_per_second - other.images_per_second) <= _ALIKE * other.images_per_second
+    return abs(one.images_per_second - other.images_per_second) <= ALIKE * other.images_per_second
 
 
 def _alike(one: Estimate, other: Estimate) -> bool:

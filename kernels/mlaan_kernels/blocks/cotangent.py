@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -24,10 +25,16 @@ class Cotangent:
         return Cotangent(_add(self.dense, other.dense), _add(self.pooled, other.pooled))
 
     def scaled(self, factor: Tensor | None) -> Cotangent:
-        """This, times a 0-dim tensor; itself where there is none."""
+        """This, times a 0-dim float32 tensor; itself where there is none.
+
+        In float32, for the factor may be beyond float16 while the product is not.
+        """
         if factor is None:
             return self
-        dense, pooled = (None if part is None else part * factor for part in (self.dense, self.pooled))
+        dense, pooled = (
+            None if part is None else (part.to(torch.promote_types(part.dtype, torch.float32)) * factor).to(part.dtype)
+            for part in (self.dense, self.pooled)
+        )
         return Cotangent(dense, pooled)
 
     def like(self, y: Tensor) -> Tensor:
