@@ -127,11 +127,15 @@ class Case:
 @contextmanager
 def _poisoned() -> Iterator[None]:
     """Fresh memory is full of NaN: what a kernel forgets to write shows."""
+    switches: Any = torch.utils.deterministic
+    before = switches.fill_uninitialized_memory  # a run on the CPU switches it off for its process
+    switches.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
+        switches.fill_uninitialized_memory = before
 
 
 @cache

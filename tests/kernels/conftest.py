@@ -25,6 +25,9 @@ def native() -> None:
 @pytest.fixture(autouse=True)
 def poisoned() -> Iterator[None]:
     """Fresh memory is full of NaN, or of the largest integer: what a kernel forgets to write shows."""
+    before = torch.utils.deterministic.fill_uninitialized_memory  # a run on the CPU switches it off for its process
+    torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = before
