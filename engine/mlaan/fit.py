@@ -96,7 +96,10 @@ def require_fit(config: Config, *, resumed: Path | None = None) -> Fit:
     if peak <= CLEAR * memory.size:
         return Fit(memory)
     fix = _advice(config, machine_like(device), [memory.size], resumed)
-    raise UserError(f"the step does not fit: it would take {gib(peak)} at the peak, with {memory.words}; {fix}")
+    more = (
+        f"`mlaan plan --memory {config.memory.limit or _typed(memory.size)}` with these settings looks for the fastest"
+    )
+    raise UserError(f"the step does not fit: it would take {gib(peak)} at the peak, with {memory.words}; {fix}; {more}")
 
 
 def explain_failure(
@@ -155,12 +158,17 @@ def _advice(config: Config, machine: Machine, budgets: Sequence[int], resumed: P
     found = (nearest_change(bench, before, budget) for budget in budgets)
     one = next((one for one in found if one is not None), None)
     if one is None:
-        return "no other schedule, number of modules or batch fits: choose a smaller network or smaller images"
+        return "no other schedule, cut or batch that was looked at fits: choose a smaller network or smaller images"
     change = words(before, one.choice)
     if resumed is None:
         return f"add {change}, for {gib(one.peak_bytes)}"
     again = f"`mlaan train --config {shlex.quote(str(resumed / 'config.toml'))} {change}`"
     return f"a run that goes on keeps its settings, so start a new one, for {gib(one.peak_bytes)}: {again}"
+
+
+def _typed(size: int) -> str:
+    """Bytes as a word of a command line, rounded down."""
+    return f"{size // 2**20}MiB" if size >= 100 * 2**20 else f"{size // 2**10}KiB"
 
 
 def _line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import warnings
 from unittest import mock
 
@@ -24,7 +25,7 @@ def words_in(said):
     """The overrides that a message says to add."""
     found = re.search(r"(?:add|config\.toml) ((?:--[a-z_.]+ \S+ ?)+)", said)
     assert found, said
-    return found[1].rstrip(" ,`").replace(",", "").replace("`", "").split()
+    return [word.rstrip(",`") for word in shlex.split(found[1])]
 
 
 def peak_of(words, capsys):
@@ -47,6 +48,13 @@ def test_a_run_beyond_its_limit_is_refused_with_both_figures_and_what_fits(tmp_p
     assert peak_of([*words, *words_in(said)], capsys) <= 7 * 2**20
     with mock.patch("mlaan.report.draw"):
         assert main(["train", *words, *words_in(said), "--train.epochs", "1"]) == 0
+
+
+def test_a_run_that_nothing_makes_fit_is_told_to_look_with_plan(tmp_path, capsys):
+    assert start(tmp_path, memory__limit="100KiB") == 2
+    said = capsys.readouterr().err
+    assert "no other schedule, cut or batch that was looked at fits: choose a smaller network" in said
+    assert "`mlaan plan --memory 100KiB` with these settings" in said
 
 
 def test_a_run_that_fits_says_nothing_and_a_small_one_is_not_even_predicted(tmp_path, capsys):

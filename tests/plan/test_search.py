@@ -1,6 +1,8 @@
 """The search for settings that fit, and for the nearest change that does."""
 
 import itertools
+import re
+import shlex
 from dataclasses import replace
 from unittest import mock
 
@@ -8,12 +10,13 @@ import pytest
 
 from mlaan.build import bench_for, choice_of, outline, with_choice
 from mlaan.cli.settings import load_config
+from mlaan.config import bytes_of
 from mlaan.errors import UserError
 from mlaan.plan.candidates import BALANCED, Choice, Estimate
 from mlaan.plan.change import nearest_change, words
 from mlaan.plan.machine import MACHINES
 from mlaan.plan.rivals import rivals
-from mlaan.plan.search import RECOMPUTE, Space, largest_batch, module_counts, search
+from mlaan.plan.search import RECOMPUTE, Space, _least, _rounded_up, largest_batch, module_counts, next_batch, search
 
 H100, CPU = MACHINES["h100"], MACHINES["cpu"]
 
@@ -104,8 +107,8 @@ def test_what_is_given_stays(light):
 
 @pytest.mark.parametrize("choice", [NOW, replace(NOW, recompute="once"), replace(NOW, modules=9, batch=75)])
 def test_the_largest_batch_is_the_last_that_fits(light, choice):
-    peaks = {n: light.estimate(replace(choice, batch=n)).peak_bytes for n in (*range(1, 8), *range(8, 75, 8))}
-    for budget in (peaks[1] - 1, peaks[3], peaks[8], peaks[40] - 1, peaks[56] + 1000):
+    peaks = {n: light.estimate(replace(choice, batch=n)).peak_bytes for n in (*range(2, 8), *range(8, 75, 8))}
+    for budget in (peaks[2] - 1, peaks[3], peaks[8], peaks[40] - 1, peaks[56] + 1000):
         expected = max((n for n in peaks if peaks[n] <= budget and n < choice.batch), default=0)
         assert largest_batch(light, choice, budget) == expected
     assert largest_batch(light, choice, 2**40) == choice.batch
@@ -116,7 +119,7 @@ def test_the_largest_batch_is_found_on_any_curve_that_bends_up(full):
     known = mock.Mock()
     known.estimate = lambda choice: Estimate(choice, max(100 + choice.batch, choice.batch**2), 1.0, 1)
     for budget in (99, 101, 104, 107, 108, 130, 255, 256, 257, 1000, 40_000, 89_999, 90_000):
-        fit = [n for n in range(1, full + 1) if max(100 + n, n * n) <= budget and (n < 8 or n % 8 == 0 or n == full)]
+        fit = [n for n in range(2, full + 1) if max(100 + n, n * n) <= budget and (n < 8 or n % 8 == 0 or n == full)]
         assert largest_batch(known, replace(NOW, batch=full), budget) == max(fit, default=0)
 
 
@@ -133,11 +136,41 @@ def test_where_not_the_whole_batch_fits_it_is_the_largest_that_does(light):
         search(light, replace(space, batch_fixed=True), budget)
 
 
-def test_where_nothing_fits_the_least_is_told(light):
-    with pytest.raises(
-        UserError, match=r"no plan fits into 1.0 MiB: the least found is .* MiB, at data.batch = 1 with"
-    ):
-        search(light, SPACE, 2**20)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_where_nothing_fits_the_amount_that_is_advised_is_enough(light, fixed):
+    space = replace(SPACE, batch=8, batch_fixed=fixed)
+    with pytest.raises(UserError, match=r"no plan fits into 1.0 MiB: the least found is .* MiB, at data.batch") as told:
+        search(light, space, 2**20)
+    found = re.search(r"found is ([0-9.]+) MiB, at data.batch = (\d+) ", str(told.value))
+    assert found is not None
+    allowed = search(light, space, bytes_of(f"{found[1]}MiB", "--memory"))
+    assert all(one.choice.batch == 8 if fixed else one.choice.batch >= 2 for one in allowed)
+    with pytest.raises(UserError, match="no plan fits"):
+        search(light, space, bytes_of(f"{found[1]}MiB", "--memory") - 2**20 // 5)
+
+
+def test_an_advised_amount_is_rounded_up():
+    for size, said in ((5 * 2**20, "5.0 MiB"), (5 * 2**20 + 1, "5.1 MiB"), (2**30 + 1, "1.01 GiB")):
+        assert _rounded_up(size) == said
+        assert bytes_of(said, "--memory") >= size
+
+
+def test_of_batches_that_need_as_much_the_largest_is_told():
+    """Weights outweigh what a few images take."""
+    known = mock.Mock()
+    known.estimate = lambda choice, exact=False: Estimate(choice, 100_000 + choice.batch, 1.0, 1)
+    few = known.estimate(replace(NOW, batch=2))
+    assert _least(known, Space([4], batch=64), [few]).choice.batch == 64
+    assert _least(known, Space([4], batch=512), [few]).choice.batch == 96
+    assert _least(known, Space([4], batch=512, batch_fixed=True), [few]) == few
+
+
+def test_one_image_is_never_proposed_unless_it_was_asked_for(light):
+    single = replace(NOW, batch=1)
+    peak = light.estimate(replace(NOW, batch=2)).peak_bytes
+    assert largest_batch(light, NOW, peak - 1) == 0
+    assert largest_batch(light, single, peak - 1) == 1
+    assert [next_batch(n) for n in (1, 2, 3, 8, 9, 16, 17)] == [0, 0, 2, 7, 8, 8, 16]
 
 
 def test_modules_that_the_method_refuses_are_left_out():
@@ -200,9 +233,35 @@ def test_the_nearest_change_is_the_first_that_fits_in_order(light):
     more = change(min(least, least_lean) - 1)
     assert (more.choice.schedule, more.choice.batch) == ("lean", 64)
     assert more.choice.modules > 3
-    smaller = change(more.peak_bytes // 3)
-    assert smaller.choice == replace(now, batch=smaller.choice.batch) or smaller.choice.batch < 64
     assert nearest_change(light, now, 2**20) is None
+
+
+def test_a_smaller_batch_comes_with_whatever_lets_it_be_the_largest(light):
+    now = replace(NOW, schedule="full", modules=3)
+    budget = light.estimate(replace(now, batch=16), exact=True).peak_bytes + 2**18
+    one = nearest_change(light, now, budget)
+    assert one is not None
+    assert one.peak_bytes <= budget
+    assert 16 < one.choice.batch < 64
+    for k, policy in itertools.product(module_counts(9, 3), RECOMPUTE):
+        more = Choice(k, "even", "lean", 0, policy, next(n for n in range(8, 72, 8) if n > one.choice.batch))
+        assert light.estimate(more, exact=True).peak_bytes > budget
+    whole = replace(now, recompute="each", schedule="lean", modules=9)  # where nothing but the batch can change
+    budget = light.estimate(replace(whole, batch=40), exact=True).peak_bytes
+    smaller = nearest_change(light, whole, budget)
+    assert smaller is not None
+    assert smaller.choice == replace(whole, batch=40)
+
+
+def test_where_no_near_change_fits_any_plan_does():
+    """With fewer modules there are fewer leap networks: what no smaller batch gives."""
+    known = bench(method__preset="paper")
+    now = Choice(9, "even", "lean", 0, "each", 64)
+    budget = known.estimate(replace(now, batch=2), exact=True).peak_bytes * 99 // 100
+    assert largest_batch(known, now, budget) == 0
+    best = search(known, SPACE, budget)[0]
+    assert nearest_change(known, now, budget) == best
+    assert best.choice.modules < 9
 
 
 def test_a_smaller_batch_is_a_multiple_of_eight_and_never_none(light):
@@ -218,7 +277,8 @@ def test_a_smaller_batch_is_a_multiple_of_eight_and_never_none(light):
 def test_words_of_a_change_lead_to_it():
     after = Choice(6, "even", "lean", 0, "once", 64)
     before = Choice(3, (0, 2, 7), "windowed", 2, "none", 64)
-    said = words(before, after).split()
+    assert shlex.split(words(after, before))[3] == "[0,2,7]"
+    said = shlex.split(words(before, after))
     overrides = [(key[2:], value) for key, value in zip(said[::2], said[1::2], strict=True)]
     start = [("partition.modules", "3"), ("partition.cuts", "[0, 2, 7]"), ("memory.schedule", "windowed")]
     start += [("memory.window", "2"), ("data.batch", "64")]

@@ -14,8 +14,9 @@ from mlaan.config.toml import read_chain
 from mlaan.errors import UserError
 from mlaan.observe.words import aligned
 from mlaan.plan.candidates import BALANCED, Choice, Estimate
+from mlaan.plan.report import speed
 from mlaan.plan.rivals import Rival, rivals
-from mlaan.plan.search import RECOMPUTE, Space, module_counts, search
+from mlaan.plan.search import ALIKE, RECOMPUTE, Space, module_counts, search
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,20 @@ def _space(now: Choice, blocks: int, method: str, given: set[str]) -> Space:
     )
 
 
-def write(config: Config, path: Path) -> None:
-    """As a file for `mlaan train`; raises UserError where that cannot be written."""
+def write(found: Found, path: Path, memory: str) -> None:
+    """The best settings as a file for `mlaan train`; raises UserError where that cannot be written.
+
+    Args:
+        memory: the amount as it was given, for the file's first line.
+    """
+    best = found.plans[0]
+    # a name from a file of figures may hold anything, and a comment is one line of printable text
+    machine = "".join(c if c.isprintable() else " " for c in found.chosen.machine.name)
+    about = f"predicted peak {gib(best.peak_bytes)}, {speed(best.images_per_second)} img/s"
     try:
-        path.write_text(dumps(config), encoding="utf-8")
+        path.write_text(
+            f"# made by `mlaan plan --memory {memory}` for {machine}: {about}\n{dumps(found.config)}", encoding="utf-8"
+        )
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}: give another --out") from None
 
@@ -109,7 +120,9 @@ def write(config: Config, path: Path) -> None:
 def as_text(found: Found, path: Path) -> list[str]:
     """What was found, as lines for a terminal."""
     machine, best = found.chosen.machine, found.plans[0]
-    lines = [f"Settings that fit into {gib(found.budget)} on {machine.name}, fastest first:", ""]
+    order = "fastest first" if len({one.choice.batch for one in found.plans}) == 1 else "largest batch, then fastest"
+    ties = f" (within {100 * ALIKE:.0f} % the smallest)" if len(found.plans) > 1 else ""
+    lines = [f"Settings that fit into {gib(found.budget)} on {machine.name}, {order}{ties}:", ""]
     head = ["modules", "cuts", "schedule", "recompute", "batch", "peak", "img/s"]
     rows = [_row(one) for one in found.plans]
     lines += aligned([head, *rows])
@@ -119,7 +132,7 @@ def as_text(found: Found, path: Path) -> list[str]:
     for rival in found.rivals:
         one = rival.estimate
         fits = "fits" if found.fits(rival) else "does not fit"
-        beside.append([str(one.choice.batch), gib(one.peak_bytes), fits, f"{one.images_per_second:,.1f}"])
+        beside.append([str(one.choice.batch), gib(one.peak_bytes), fits, speed(one.images_per_second)])
     width = max(map(len, names))
     lines += [f"{name:<{width}}  {line}" for name, line in zip(names, aligned(beside), strict=True)]
     lines += ["", *verdict(found)]
@@ -130,14 +143,16 @@ def as_text(found: Found, path: Path) -> list[str]:
 
 
 def verdict(found: Found) -> Iterator[str]:
-    """Where an end-to-end rival that fits is faster than the best plan, or as good in less memory."""
-    best = found.plans[0]
+    """Where an end-to-end rival that fits is faster than the best plan, or as good in less memory, or just as good."""
+    best, local = found.plans[0], found.config.method.name != "end_to_end"
     for rival in found.rivals:
         one = rival.estimate
         if not found.fits(rival):
             continue
-        faster = one.images_per_second > 1.01 * best.images_per_second
-        less = one.peak_bytes < 0.99 * best.peak_bytes
+        faster = one.images_per_second > (1 + ALIKE) * best.images_per_second
+        as_fast = one.images_per_second >= (1 - ALIKE) * best.images_per_second
+        less = one.peak_bytes < (1 - ALIKE) * best.peak_bytes
+        as_small = one.peak_bytes <= (1 + ALIKE) * best.peak_bytes
         name = rival.name[0].upper() + rival.name[1:]
         if one.choice.batch < best.choice.batch:
             if faster:
@@ -148,14 +163,16 @@ def verdict(found: Found) -> Iterator[str]:
             yield f"{name}: fits as well, and is faster than the best plan."
         elif less:
             yield f"{name}: needs less than the best plan, but is not faster."
+        elif as_fast and as_small and local:
+            yield f"{name}: is as good as the best plan: local learning brings nothing here."
 
 
 def _row(one: Estimate) -> list[str]:
     choice = one.choice
     schedule = f"windowed {choice.window}" if choice.schedule == "windowed" else choice.schedule
     cuts = choice.cuts if isinstance(choice.cuts, str) else "by bytes"
-    size, speed = gib(one.peak_bytes), f"{one.images_per_second:,.1f}"
-    return [str(choice.modules), cuts, schedule, choice.recompute, str(choice.batch), size, speed]
+    size, rate = gib(one.peak_bytes), speed(one.images_per_second)
+    return [str(choice.modules), cuts, schedule, choice.recompute, str(choice.batch), size, rate]
 
 
 def _data(one: Estimate) -> dict[str, Any]:

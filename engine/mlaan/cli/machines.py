@@ -1,5 +1,6 @@
 """Whose memory and times a plan is about, and where this machine's own figures lie."""
 
+import difflib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -61,11 +62,15 @@ def _read(path: Path, given: str) -> Machine:
         return Machine.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         known = ", ".join(MACHINES)
+        close = difflib.get_close_matches(given, MACHINES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(
-            f"--machine {given}: neither one of {known} nor a file that can be read ({error.strerror})"
+            f"--machine {given}: neither one of {known} nor a file that can be read ({error.strerror}){hint}"
         ) from None
     except ValueError as error:
-        raise UserError(f"{given} holds no machine's figures ({error}): `mlaan doctor --measure` writes such") from None
+        cause = error.__cause__ or error
+        why = f"it lacks {cause}" if isinstance(cause, KeyError) else str(cause)
+        raise UserError(f"{given} holds no machine's figures ({why}): `mlaan doctor --measure` writes such") from None
 
 
 def _main_memory(unknown: int) -> int:

@@ -30,6 +30,8 @@ KINDS = (
     "transient",
 )
 """Of what is alive at a peak, in the order in which it is shown."""
+_SHOWN = 2**20 // 20
+"""Bytes from which on an explanation tells a thing by itself: less would show as 0.0 MiB."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,11 @@ def _end_to_end(
 
 
 def explain(planned: Planned, rows: int = 20) -> str:
-    """What is alive at the plan's peak, largest first, as lines for a terminal."""
+    """What is alive at the plan's peak, largest first, as lines for a terminal.
+
+    Args:
+        rows: the most that are told one by one; what would show as 0.0 MiB is not.
+    """
     fused = planned.settings is not None
     costs = planned.costs(planned.site, planned.supervision, planned.parts(fused=fused), fused=fused)
     prediction = predict(planned.plan, costs)
@@ -217,15 +223,16 @@ def explain(planned: Planned, rows: int = 20) -> str:
     alive = [(one.kind, one.name, one.bytes) for one in prediction.alive]
     if planned.workspace:
         alive = sorted([*alive, ("workspace", "libraries'", planned.workspace)], key=lambda row: -row[2])
-    lines += [f"{_mib(size):>14} {size / whole:6.1%}  {kind:<11} {name}" for kind, name, size in alive[:rows]]
-    if rest := alive[rows:]:
+    shown = [row for row in alive[:rows] if row[2] >= _SHOWN]
+    lines += [f"{_mib(size):>14} {size / whole:6.1%}  {kind:<11} {name}" for kind, name, size in shown]
+    if rest := alive[len(shown) :]:
         size = sum(row[2] for row in rest)
         lines.append(f"{_mib(size):>14} {size / whole:6.1%}  {len(rest)} smaller ones")
     return "\n".join(lines)
 
 
-def as_text(figures: dict[str, Any]) -> str:
-    """The report as lines for a terminal."""
+def as_text(figures: dict[str, Any], *, alive: bool = True) -> str:
+    """The report as lines for a terminal; with `alive` also, by kind, what is alive at the peak."""
     size = "x".join(map(str, figures["input_shape"]))
     fused = ", fused blocks" if figures["fused"] else ""
     lines = [
@@ -260,13 +267,20 @@ def as_text(figures: dict[str, Any]) -> str:
             f"{_mib(plan['peak_activation_bytes']):>17} "
             f"{plan['peak_activation_bytes'] / base['peak_activation_bytes']:7.2f} "
             f"{_mib(plan['peak_bytes']):>14} {plan['peak_bytes'] / base['peak_bytes']:7.2f}"
-            + (f" {plan['images_per_second']:9,.0f}" if timed else "")
+            + (f" {speed(plan['images_per_second']):>9}" if timed else "")
         )
+    if not alive:
+        return "\n".join(lines)
     ours = figures["plans"]["this plan"]
     lines.append(f"The peak of this plan is at {ours['peak_task']}. Alive then:")
     shown = [f"{kind} {_mib(size)}" for kind, size in ours["at_peak"].items() if size > 0]
     lines += [", ".join(shown[:5]), ", ".join(shown[5:])]
     return "\n".join(lines)
+
+
+def speed(rate: float) -> str:
+    """Images per second with three digits that count, or more."""
+    return f"{rate:,.{0 if rate >= 1000 else 1 if rate >= 10 else 2 if rate >= 1 else 3}f}"
 
 
 def _mib(size: int) -> str:
