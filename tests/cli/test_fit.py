@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import warnings
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -14,6 +15,7 @@ from mlaan.build import build, choice_of
 from mlaan.cli import main
 from mlaan.cli.settings import load_config
 from mlaan.models.resnet import BasicBlock
+from mlaan.plan.machine import MACHINES
 from trainer.tiny import config, flags, one_thread, resume, start
 
 __all__ = ["one_thread"]
@@ -187,3 +189,9 @@ def test_what_a_device_has_left_is_known_here(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**30, 80 * 2**30))
     assert fit.available(config(), torch.device("cuda", 0)) == (3 * 2**30, "3.00 GiB free on cuda:0")
     assert choice_of(config()).batch == 8
+
+
+def test_what_libraries_take_counts_against_the_memory():
+    engine = build(config()).engine
+    bare = MACHINES["cpu"]
+    assert fit._peak(engine, 8, replace(bare, workspace=3 << 20)) == fit._peak(engine, 8, bare) + (3 << 20)
