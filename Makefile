@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test unit lint types bench kernels gpu clean
+.PHONY: help setup train test unit lint types bench bench-data kernels gpu clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 $(VENV)/locked: requirements.lock
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); sys.exit(None if ok else "mlaan needs Python 3.11 to 3.13, but $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
@@ -44,6 +44,9 @@ unit: setup
 
 bench: setup  ## our schedule beside end-to-end, checkpointing and the two-path schedule, in one run
 	@$(BIN)/python -m benchmarks.steps $(ARGS)
+
+bench-data: setup  ## how fast training images arrive: torchvision with Pillow, ours, packed and DALI, in one run
+	@$(BIN)/python -m benchmarks.data $(ARGS)
 
 kernels: setup  ## compile every Triton kernel for sm_80 and sm_90 and refresh docs/kernels.md; no GPU needed
 	@env -u TRITON_INTERPRET $(BIN)/python -m benchmarks.resources --write $(ARGS)

@@ -4,10 +4,10 @@
 
 Makes build/gpu-env, an environment that sees this Python's own packages, installs mlaan there, then runs on CUDA: the
 tests marked gpu, every kernel under compute-sanitizer, the micro benchmarks, the steps of the big networks and those by
-each executor. --more is a second round of as long, of nothing but the steps that the first has no time for. A stage has
-its time and is ended when that is over; one that fails hides no other, and the exit code is 1 if any did. Rows go to
-benchmarks/results/<date>-<gpu>-<commit>[-more].json; at the end stands one table against the design's targets. Needs
-nothing but the standard library.
+each executor. --more is a second round of as long: the steps that the first has no time for, and how fast images
+arrive. A stage has its time and is ended when that is over; one that fails hides no other, and the exit code is 1 if
+any did. Rows go to benchmarks/results/<date>-<gpu>-<commit>[-more].json; at the end stands one table against the
+design's targets. Needs nothing but the standard library.
 """
 
 import argparse
@@ -34,7 +34,9 @@ from benchmarks import ROOT, targets
 
 BUILD = ROOT / "build"
 ENVIRONMENT = BUILD / "gpu-env"
-FACTS, MICRO, STEPS, EXECUTORS = (BUILD / f"gpu-{name}.json" for name in ("machine", "micro", "steps", "executors"))
+FACTS, MICRO, STEPS, EXECUTORS, DATA = (
+    BUILD / f"gpu-{name}.json" for name in ("machine", "micro", "steps", "executors", "data")
+)
 TESTS = BUILD / "gpu-tests.xml"
 RESULTS = ROOT / "benchmarks" / "results"
 SANITIZER = "compute-sanitizer"
@@ -85,7 +87,12 @@ def stages(commit: str | None = None, *, more: bool = False) -> list[Stage]:
         Stage("machine", (python, "-m", "benchmarks.machine", "--device", "cuda", "--json", str(FACTS), *recorded), 15),
     ]
     if more:
-        return [*ready, steps("steps", 500, "imagenet", STEPS, "--more")]
+        loaders = (python, "-m", "benchmarks.data", "--device", "cuda", "--workers", "16", "--images", "6000")
+        return [
+            *ready,
+            steps("steps", 380, "imagenet", STEPS, "--more"),
+            Stage("data", (*loaders, "--rounds", "3", "--json", str(DATA), *recorded), 120),
+        ]
     micro = 85
     return [
         *ready,
@@ -157,7 +164,7 @@ def run_stage(stage: Stage) -> tuple[bool, float]:
 def collect() -> list[dict[str, Any]]:
     """The rows of the step and micro benchmarks, each with the machine's facts."""
     machine = _load(FACTS) or {}
-    rows = [machine | row for file in (STEPS, EXECUTORS) for row in _load(file) or []]
+    rows = [machine | row for file in (STEPS, EXECUTORS, DATA) for row in _load(file) or []]
     for entry in (_load(MICRO) or {}).get("benchmarks", []):
         fifths = statistics.quantiles(entry["stats"]["data"], n=5, method="inclusive")
         times = {"p20": fifths[0], "p50": entry["stats"]["median"], "p80": fifths[3]}
@@ -194,10 +201,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _more(row: dict[str, Any]) -> list[str]:
-    """What only some rows have: the share of the floor's speed, streams, and why a row is not what its name says."""
+    """What only some rows have: the share of the floor's speed, streams, loaders, why a row is not what it says."""
     said = [f"{row['share']:.0%} of the floor's speed"] if "share" in row else []
     said += [f"streams {row['lanes']}"] if "lanes" in row else []
     said += [f"overlap {row['overlap']:.0%}"] if "overlap" in row else []
+    said += [f"{row['images_per_second']:.0f} img/s, steps waited {row['waited']:.0%}"] if "waited" in row else []
     return [*said, f"FAILED: {row['obstacle']}"] if row.get("obstacle") else said
 
 
@@ -220,7 +228,7 @@ def main(arguments: Sequence[str] | None = None, run: Callable[[Stage], tuple[bo
     if obstacle := _obstacle():
         print(f"no GPU round: {obstacle}", file=sys.stderr)
         return 1
-    for leftover in (FACTS, MICRO, STEPS, EXECUTORS, TESTS):
+    for leftover in (FACTS, MICRO, STEPS, EXECUTORS, DATA, TESTS):
         leftover.unlink(missing_ok=True)
     share_packages()
     outcomes = {}

@@ -28,6 +28,12 @@ EXECUTORS = [
     | {"benchmark": "executors", "case": "resnet32-8-paper", "contender": "graph", "peak_ratio": {}}
     | {"time_ratio": {"eager": {"median": 1.0}}, "obstacle": "no graphs here"},
 ]
+LOADERS = [
+    STEP
+    | {"benchmark": "data", "case": "loader", "contender": name, "images_per_second": rate, "waited": 0.04}
+    | {"time_ratio": {}, "peak_ratio": {}}
+    for name, rate in (("torchvision, PIL", 9000.0), ("ours, packed uint8", 7000.0))
+]
 FACTS = {"device": "NVIDIA H100", "commit": "abc+changes", "driver": "580.1", "torch": "2.11", "triton": "3.6"}
 MICRO = {
     "benchmarks": [
@@ -43,7 +49,7 @@ MICRO = {
 @pytest.fixture
 def round_in(tmp_path, monkeypatch):
     """The round with all its files under a folder of the test."""
-    for name in ("FACTS", "MICRO", "STEPS", "EXECUTORS", "TESTS", "ENVIRONMENT"):
+    for name in ("FACTS", "MICRO", "STEPS", "EXECUTORS", "DATA", "TESTS", "ENVIRONMENT"):
         monkeypatch.setattr(gpu, name, tmp_path / name)
     monkeypatch.setattr(gpu, "find_tool", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(gpu, "_obstacle", lambda: None)
@@ -57,7 +63,7 @@ def play(failing=()):
     def run(stage):
         ran.append(stage.name)
         outputs = {"machine": (gpu.FACTS, FACTS), "micro": (gpu.MICRO, MICRO), "steps": (gpu.STEPS, [STEP])}
-        outputs["executors"] = gpu.EXECUTORS, EXECUTORS
+        outputs |= {"executors": (gpu.EXECUTORS, EXECUTORS), "data": (gpu.DATA, LOADERS)}
         if stage.name not in failing and stage.name in outputs:
             file, content = outputs[stage.name]
             file.write_text(json.dumps(content))
@@ -134,16 +140,20 @@ def test_a_failing_stage_hides_no_other(round_in, failing, capsys):
     assert f"{failing:<12} FAILED" in printed
 
 
-def test_the_second_round_measures_only_what_the_first_left_out_and_keeps_its_rows(round_in):
+def test_the_second_round_measures_only_what_the_first_left_out_and_keeps_its_rows(round_in, capsys):
     for words in ([], ["--more"]):
         run, ran = play()
         assert gpu.main([*words, "--results", str(round_in / "results")], run) == 0
-    assert ran == ["environment", "install", "machine", "steps"]
-    assert "--more" in gpu.stages(more=True)[-1].command
+    assert ran == ["environment", "install", "machine", "steps", "data"]
+    assert "--more" in gpu.stages(more=True)[-2].command
     assert "--more" not in " ".join(" ".join(stage.command) for stage in gpu.stages())
     first, second = sorted((round_in / "results").iterdir(), key=lambda file: len(file.name))
     assert second.name == f"{first.stem}-more.json"
-    assert [row["benchmark"] for row in json.loads(second.read_text())] == ["imagenet"]
+    assert [row["benchmark"] for row in json.loads(second.read_text())] == ["imagenet", "data", "data"]
+    printed = capsys.readouterr().out
+    assert "7000 img/s, steps waited 4%" in printed
+    [line] = [line for line in printed.splitlines() if line.startswith("loader, img/s") and "measured" not in line]
+    assert line.split()[-4:] == ["6,000", "8,000", "7,000", "good"]
 
 
 def test_a_tool_that_is_not_there_is_said_and_no_failure(round_in, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from data.official_files import data_section, write_images
 from mlaan.data import ImageNet, loaders
+from mlaan.data.views import ViewPlan
 from mlaan.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -66,7 +67,8 @@ def test_resize_follows_size(tmp_path, fields, expected):
     write_images(tmp_path)
     _, train, test = loaders(ImageNet(root=str(tmp_path), **(SMALL | fields)), "cpu", 0)
     size = fields.get("size", 16)
-    assert (train.view.size, test.view.size, test.view.resize) == (size, size, expected)
+    assert train.plan == test.plan == ViewPlan(size, expected)
+    assert (train.training, test.training) == (True, False)
 
 
 def test_resuming_in_the_middle_of_an_epoch(tmp_path):
@@ -117,7 +119,7 @@ def test_class_folders_that_do_not_fit(tmp_path):
     assert "the class folder 'n00000002' is in val, but not in train: give both the same" in refused(tmp_path)
 
 
-@pytest.mark.parametrize(("processors", "workers"), [(2, 2), (64, 8), (None, 1)])
+@pytest.mark.parametrize(("processors", "workers"), [(2, 2), (64, 16), (None, 1)])
 def test_as_many_workers_as_the_machine_has_use_for(tmp_path, monkeypatch, processors, workers):
     write_images(tmp_path)
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
@@ -126,14 +128,23 @@ def test_as_many_workers_as_the_machine_has_use_for(tmp_path, monkeypatch, proce
     assert train.workers == workers
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_a_damaged_file_is_named_and_left_out(tmp_path):
     write_images(tmp_path)
     path = tmp_path / "val/n00000002/n00000002_0.JPEG"
     path.write_bytes(path.read_bytes()[:200])
     _, _, test = loaders(ImageNet(root=str(tmp_path), **SMALL), "cpu", 0)
-    with pytest.raises(UserError) as caught:
-        list(test)
-    assert str(caught.value).startswith(f"{path} cannot be decoded (")
+    with pytest.warns(RuntimeWarning, match=f"^left out, as it cannot be read: {path}: "):
+        batches = list(test)
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_images_that_grow(tmp_path):
+    write_images(tmp_path)
+    fields = SMALL | {"start_size": 8, "grow_epochs": 2}
+    _, train, test = loaders(ImageNet(root=str(tmp_path), **fields), "cpu", 0)
+    assert train.plan == ViewPlan(16, 18, 8, 2)
+    assert [{batch.images.shape[2] for batch in train} for _ in range(3)] == [{8}, {8}, {16}]
+    assert {batch.images.shape[2] for batch in test} == {16}
 
 
 @pytest.mark.parametrize(
@@ -144,6 +155,18 @@ def test_a_damaged_file_is_named(tmp_path):
         ({"classes": 1}, "data.classes = 1 must be at least 2"),
         ({"workers": -1}, "data.workers = -1 must not be negative; 0 means no processes of their own"),
         ({"resize": 200}, "data.resize = 200 must not be below data.size = 224; 0 means size * 256 / 224"),
+        (
+            {"start_size": 128},
+            "data.grow_epochs = 0 does not fit data.start_size = 128: set both, or neither",
+        ),
+        (
+            {"grow_epochs": 3},
+            "data.grow_epochs = 3 does not fit data.start_size = 0: set both, or neither",
+        ),
+        (
+            {"start_size": 224, "grow_epochs": 3},
+            "data.start_size = 224 must be from 1 to below data.size = 224; 0: size",
+        ),
     ],
 )
 def test_settings_that_do_not_do(fields, message):

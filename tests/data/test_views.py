@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from mlaan.data.views import CentreView, RandomView, random_box
+from mlaan.data.views import CentreView, RandomView, ViewPlan, random_box
 
 SHAPES = [(40, 60), (60, 40), (51, 51), (224, 300)]
 
@@ -27,14 +27,10 @@ def distance(view, reference):
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_a_random_view_is_its_box_resized_and_perhaps_mirrored(height, width, seed):
+def test_a_random_view_is_its_box_resized(height, width, seed):
     tensor, picture = image(height, width)
-    random = Random(seed)
-    top, left, rows, columns = random_box(height, width, random)
-    mirrored = random.random() < 0.5
+    top, left, rows, columns = random_box(height, width, Random(seed))
     part = picture.crop((left, top, left + columns, top + rows)).resize((32, 32), Image.Resampling.BILINEAR)
-    if mirrored:
-        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     view = RandomView(32)(tensor, Random(seed))
     assert (view.dtype, view.shape) == (torch.uint8, (3, 32, 32))
     assert distance(view, part) <= 2
@@ -95,3 +91,21 @@ def test_areas_and_shapes_cover_their_ranges():
     assert -math.log(4 / 3) - 0.02 < min(ratios) < -0.26
     assert 0.26 < max(ratios) < math.log(4 / 3) + 0.02
     assert abs(sum(ratios) / 2000) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("plan", "sizes"),
+    [
+        (ViewPlan(224, 256), [224, 224, 224]),
+        (ViewPlan(224, 256, 128, 6), [128, 128, 160, 160, 192, 192, 224, 224]),
+        (ViewPlan(224, 256, 112, 3), [112, 128, 160, 224]),
+        (ViewPlan(64, 73, 32, 4), [32, 40, 48, 56, 64, 64]),
+        (ViewPlan(32, 36, 30, 2), [30, 30, 32]),
+    ],
+)
+def test_sizes_grow_evenly_in_whole_steps_to_the_last(plan, sizes):
+    epochs = range(len(sizes))
+    assert [plan.size_at(epoch) for epoch in epochs] == sizes
+    assert [plan.train_view(epoch) for epoch in epochs] == [RandomView(size) for size in sizes]
+    assert plan.sizes() == sorted({*sizes})
+    assert plan.test_view() == CentreView(plan.size, plan.resize)

@@ -110,6 +110,40 @@ Random images in place of data. Writes profile.png (lanes over time, memory belo
 ui.perfetto.dev) and profile.json. It takes the settings of `mlaan train`.
 """
 
+DATA = """\
+examples
+  mlaan data check DIR                 decodes every image once; training then leaves out the bad ones
+  mlaan data pack DIR OUT              writes small images into a few large files, which are read several times faster
+"""
+
+DATA_CHECK = """\
+examples
+  mlaan data check ~/imagenet                  names what is empty, truncated, no image or tiny
+  mlaan data check ~/imagenet --json           all of it, for a program
+
+DIR holds train/ and val/, each with a folder per class. The list is kept in DIR/train/.mlaan-check.npz, DIR/val/...
+(or in ~/.cache/mlaan, where DIR cannot be written); training uses it and says how many files it left out. A second call
+looks only at class folders that have changed. Grey and CMYK images are named, and used as RGB.
+"""
+
+DATA_PACK = """\
+examples
+  mlaan data pack ~/imagenet ~/packed                  JPEG, 256 pixels on the shorter side
+  mlaan data pack ~/imagenet ~/packed --format uint8   raw pixels: about ten times larger, fastest to read
+  mlaan train --data.name imagenet --data.root ~/packed ...
+
+Bad files are left out and named. Interrupted (Ctrl-C, a kill, a full disk), the same command goes on. OUT/train and
+OUT/val hold shards with checksums and an index.
+"""
+
+REPLAY = """\
+examples
+  mlaan replay RUN/incidents/step-1204.pt              the step whose numbers were not finite, task by task
+
+A run that meets a NaN or an infinity keeps that step's batch, weights and random state. This runs it again and names
+the first layer and the first gradient that are not finite. run.on_nan decides how the run itself goes on.
+"""
+
 DOCTOR = """\
 examples
   mlaan doctor                         prints versions, packages, kernels and libraries; exit status 0
@@ -148,7 +182,10 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace, Overrides]:
         print(arguments.parser.format_help())
         print(settings())
         raise SystemExit(0)
-    if overrides and arguments.command in ("report", "doctor"):
+    if arguments.module == "data_help":
+        print(arguments.parser.format_help())
+        raise SystemExit(0)
+    if overrides and arguments.command in ("report", "doctor", "data"):
         raise UserError(f"`mlaan {arguments.command}` takes no settings: leave out --{overrides[0][0]}")
     return import_module(f"mlaan.cli.{arguments.module}").run, arguments, overrides
 
@@ -234,9 +271,50 @@ def _parser() -> argparse.ArgumentParser:
     profile = add("profile", "Measures where a step's time and memory go, task by task.", PROFILE)
     profile.add_argument("--steps", metavar="N", type=int, default=3, help="steps that are recorded (default: 3)")
     profile.add_argument("--out", metavar="FOLDER", help="(default: runs/profile-<time>)")
+    replay = add("replay", "Runs the step again in which a run's numbers stopped being finite.", REPLAY)
+    replay.add_argument("path", metavar="FILE", help="a file in a run's folder incidents")
+    _add_data(commands, raw)
     doctor = add("doctor", "Tells what is installed, active and missing.", DOCTOR)
     doctor.add_argument("--measure", action="store_true", help="measure this machine's arithmetic and memory")
     return parser
+
+
+def _add_data(commands: "argparse._SubParsersAction[_Parser]", raw: type) -> None:
+    """`mlaan data`, which has commands of its own."""
+    what = "Checks a folder of images, or packs it."
+    data = commands.add_parser(
+        "data", help=what, description=f"{what}\n\n{DATA}", formatter_class=raw, allow_abbrev=False
+    )
+    data.set_defaults(module="data_help", parser=data)
+    kinds = data.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(name: str, what: str, examples: str) -> argparse.ArgumentParser:
+        command = kinds.add_parser(
+            name, help=what, description=f"{what}\n\n{examples}", formatter_class=raw, allow_abbrev=False
+        )
+        command.set_defaults(module=f"data_{name}", parser=command)
+        command.add_argument(
+            "--workers", metavar="N", type=_positive, help="processes (default: one for each processor)"
+        )
+        return command
+
+    check = add("check", "Looks at every file of a folder of images and keeps a list of the good ones.", DATA_CHECK)
+    check.add_argument("folder", metavar="DIR", help="the folder that holds train and val")
+    check.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    pack = add("pack", "Writes a folder of images as a few large files of small images.", DATA_PACK)
+    pack.add_argument("folder", metavar="DIR", help="the folder that holds train and val")
+    pack.add_argument("out", metavar="OUT", help="the new folder")
+    pack.add_argument("--size", metavar="N", type=_positive, default=256, help="the shorter side (default: 256)")
+    pack.add_argument("--format", choices=("jpeg", "uint8"), default="jpeg", help="(default: jpeg)")
+    pack.add_argument("--quality", metavar="N", type=_positive, default=90, help="of the JPEGs (default: 90)")
+    pack.add_argument("--shard-mb", metavar="N", type=_positive, default=256, help="size of a file (default: 256)")
+
+
+def _positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
 
 
 def _unknown(word: str, command: str | None) -> str:

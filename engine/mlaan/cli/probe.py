@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ from mlaan.build import Parts, build
 from mlaan.cli.arguments import Overrides
 from mlaan.cli.evaluate import without_weights
 from mlaan.cli.settings import load_config
-from mlaan.data import FolderLoader, Loader, MemoryLoader
-from mlaan.data.folder import ImageFiles
+from mlaan.config import Config
+from mlaan.data import DaliLoader, Loader, MemoryLoader, ViewLoader
+from mlaan.data.store import ChosenImages
 from mlaan.engine import Engine
 from mlaan.errors import UserError
 from mlaan.probe import Features, Likeness, ModuleProbe, Probe, as_text, cka_matrix, fit, pooled_features
@@ -61,12 +63,17 @@ def _load(folder: RunFolder, overrides: Overrides) -> _Run:
         if not key.startswith("data.") and key != "train.device":
             raise UserError(f"--{key} {value} cannot change a trained network: only data.* and train.device can")
     saved = checkpoint.load(folder.last)
-    parts = build(without_weights(load_config(folder.config, overrides)))
+    parts = build(_without_mixing(without_weights(load_config(folder.config, overrides))))
     try:
         parts.engine.load_state_dict(saved.engine)
     except UserError as error:
         raise UserError(f"{folder.last} does not fit {folder.config}: {error}") from None
     return _Run(folder, parts, saved.progress["epoch"])
+
+
+def _without_mixing(config: Config) -> Config:
+    """The settings with training images and labels as they are: probes look at one image at a time."""
+    return replace(config, train=replace(config.train, label_smoothing=0.0, mixup=0.0, cutmix=0.0))
 
 
 def _test_features(run: _Run, first: _Run, first_test: Features, ends: list[int]) -> Features:
@@ -94,14 +101,15 @@ def _features(engine: Engine, batches: Loader, ends: list[int]) -> Features:
 def _training_batches(parts: Parts, count: int) -> Loader:
     """Training images seen as test images are, not augmented: all, or the first `count` of a fixed shuffle."""
     train, test = parts.train_batches, parts.test_batches
-    common: dict[str, Any] = {"batch": test.batch, "device": test.device, "shuffle": False, "drop_last": False}
-    common |= {"seed": 0, "mean": parts.dataset.mean, "std": parts.dataset.std}
-    if isinstance(train, FolderLoader) and isinstance(test, FolderLoader):
-        chosen = _chosen(len(train.files), count)
-        files = ImageFiles(train.files.root, train.files.names[chosen.numpy()], train.files.labels[chosen])
-        return FolderLoader(files, test.view, workers=test.workers, **common)
+    common: dict[str, Any] = {"batch": test.batch, "device": test.device, "seed": 0}
+    common |= {"mean": parts.dataset.mean, "std": parts.dataset.std}
+    if isinstance(train, ViewLoader | DaliLoader):
+        stored = train.images if isinstance(train, ViewLoader) else train.files
+        images = ChosenImages(stored, _chosen(len(stored), count))
+        return ViewLoader(images, train.plan, training=False, workers=train.workers, **common)
     assert isinstance(train, MemoryLoader)
     chosen = _chosen(len(train.images), count).to(train.images.device)
+    common |= {"shuffle": False, "drop_last": False}
     return MemoryLoader(train.images[chosen], train.labels[chosen], augment=None, **common)
 
 

@@ -4,10 +4,10 @@ import torch
 
 from mlaan.config import DataConfig
 from mlaan.data.cifar import CIFAR10, CIFAR100
+from mlaan.data.dali import DaliLoader
 from mlaan.data.dataset import Augment, Batch, Dataset
 from mlaan.data.digits import Digits
 from mlaan.data.fashion_mnist import FashionMNIST
-from mlaan.data.folder import FolderLoader
 from mlaan.data.imagenet import ImageNet
 from mlaan.data.loader import Loader
 from mlaan.data.memory import MemoryLoader
@@ -15,6 +15,7 @@ from mlaan.data.source import Described, Facts, ImageSource, Loaders, MemorySour
 from mlaan.data.stl10 import STL10
 from mlaan.data.svhn import SVHN
 from mlaan.data.synthetic import Synthetic
+from mlaan.data.view_loader import ViewLoader
 
 
 def loaders(config: DataConfig, device: torch.device | str, seed: int) -> Loaders:
@@ -44,12 +45,12 @@ __all__ = [
     "SVHN",
     "Augment",
     "Batch",
+    "DaliLoader",
     "Dataset",
     "Described",
     "Digits",
     "Facts",
     "FashionMNIST",
-    "FolderLoader",
     "ImageNet",
     "ImageSource",
     "Loader",
@@ -58,6 +59,7 @@ __all__ = [
     "MemorySource",
     "SubsetSource",
     "Synthetic",
+    "ViewLoader",
     "facts",
     "loaders",
 ]

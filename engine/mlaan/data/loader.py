@@ -1,14 +1,37 @@
 """Epochs of batches with a place that can be saved and found again."""
 
+import time
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mlaan.data.dataset import Batch
+from mlaan.data.store import Unreadable
 from mlaan.errors import UserError
+
+
+@dataclass
+class LoaderStats:
+    """What a loader has done in this process.
+
+    Attributes:
+        waited: seconds that whoever asked for a batch had to wait for it.
+        images: how many were given.
+        left_out: {name: reason} of the images that could not be read on the way.
+    """
+
+    waited: float = 0.0
+    images: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, RuntimeWarning, stacklevel=2)
 
 
 class Loader(ABC):
@@ -16,7 +39,12 @@ class Loader(ABC):
 
     The order of an epoch depends on (seed, epoch) alone, and a subclass draws nothing random but from (seed,
     epoch, something of the batch or the image). So the place is all the state there is, and a run resumed in
-    the middle of an epoch goes on exactly.
+    the middle of an epoch goes on exactly. An image that cannot be read is left out of its batch, which then is
+    smaller.
+
+    Attributes:
+        stats: see `LoaderStats`.
+        say: is called with a line for a person, such as the name of a file that is left out; by default a warning.
     """
 
     def __init__(
@@ -44,11 +72,13 @@ class Loader(ABC):
         """The epoch, from 0, that the next `for` loop goes through or finishes."""
         self.position = 0
         """Batches of this epoch already given."""
+        self.stats = LoaderStats()
+        self.say: Callable[[str], None] = _warn
         self._count = images
 
     @abstractmethod
-    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """The batches of an epoch from number `first` on; changes no place."""
+    def batches(self, epoch: int, first: int) -> Iterator[Batch | None]:
+        """The batches of an epoch from number `first` on; None for one that is left out. Changes no place."""
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -71,12 +101,22 @@ class Loader(ABC):
             index = self.position
             if index != expected:
                 batches = self.batches(epoch, index)
+            start = time.perf_counter()
             batch = next(batches)
+            self.stats.waited += time.perf_counter() - start
             self.position = expected = index + 1
-            yield batch
+            if batch is not None:
+                self.stats.images += len(batch.labels)
+                yield batch
         if self.epoch == epoch:
             self.epoch += 1
             self.position = 0
+
+    def leave_out(self, image: Unreadable) -> None:
+        """Counts an image that cannot be read, and says so, once."""
+        if image.name not in self.stats.left_out:
+            self.stats.left_out[image.name] = image.reason
+            self.say(f"left out, as it cannot be read: {image}")
 
     def state_dict(self) -> dict[str, int]:
         """The place after the batches given so far, and what must not change for it to be the same place."""

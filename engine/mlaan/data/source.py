@@ -42,14 +42,26 @@ class Described(Protocol):
     def std(self) -> tuple[float, ...]: ...
 
 
-class Loaders(NamedTuple):
-    """A data set and the two ways through it."""
-
+class _Loaders(NamedTuple):
     dataset: Described
     train: Loader
     """Shuffled, augmented, full batches only."""
     test: Loader
     """In order, every image, nothing random."""
+
+
+class Loaders(_Loaders):
+    """A data set and the two ways through it.
+
+    Attributes:
+        notes: lines for the person who trains, such as how many files are left out.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def with_notes(self, notes: tuple[str, ...]) -> "Loaders":
+        self.notes = notes
+        return self
 
 
 class ImageSource(ABC):

@@ -12,11 +12,13 @@ from torch import Tensor
 MIN_AREA = 0.08
 MAX_RATIO = 4 / 3
 _ATTEMPTS = 10
+_STEP, _SMALL_STEP = 32, 8
+"""Sizes grow in multiples of 32 pixels, by which such networks shrink their images; images below 128 in steps of 8."""
 
 
 @dataclass(frozen=True)
 class RandomView:
-    """A random part of the image, resized to `size` x `size`, mirrored left to right half the time.
+    """A random part of the image, resized to `size` x `size`.
 
     Its share of the area is uniform from 0.08 to 1 and its width by height log-uniform from 3/4 to 4/3
     (Szegedy et al. 2015, section 6). Numbers come from `random` alone, whose `random()` Python keeps the same in
@@ -25,13 +27,16 @@ class RandomView:
 
     size: int
 
+    def box(self, H: int, W: int, random: Random) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of the part of an image of H x W pixels that `__call__` shows."""
+        return random_box(H, W, random)
+
     def __call__(self, image_CHW: Tensor, random: Random) -> Tensor:
         """uint8 (C, size, size) of uint8 (C, H, W)."""
         from torchvision.transforms.v2.functional import resized_crop
 
         _, H, W = image_CHW.shape
-        view = resized_crop(image_CHW, *random_box(H, W, random), [self.size, self.size], antialias=True)
-        return view.flip(2) if random.random() < 0.5 else view
+        return resized_crop(image_CHW, *self.box(H, W, random), [self.size, self.size], antialias=True)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,45 @@ class CentreView:
         from torchvision.transforms.v2.functional import center_crop, resize
 
         return center_crop(resize(image_CHW, [self.resize], antialias=True), [self.size, self.size])
+
+
+View = RandomView | CentreView
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """What of an image is seen, in each epoch.
+
+    Attributes:
+        size: height and width of an image in training, from epoch `grow_epochs` on, and in testing.
+        resize: in testing the shorter side, before the middle is taken.
+        start_size: in the first epoch of training; it grows evenly to `size` over `grow_epochs` epochs, in whole steps
+            (Howard 2018, progressive resizing). 0: always `size`.
+        grow_epochs: how many epochs have images smaller than `size`.
+    """
+
+    size: int
+    resize: int
+    start_size: int = 0
+    grow_epochs: int = 0
+
+    def size_at(self, epoch: int) -> int:
+        """Height and width in training in an epoch, counting from 0."""
+        if not self.start_size or epoch >= self.grow_epochs:
+            return self.size
+        grown = self.start_size + (self.size - self.start_size) * epoch / self.grow_epochs
+        step = _STEP if self.size >= 4 * _STEP else _SMALL_STEP
+        return max(self.start_size, int(grown // step) * step)
+
+    def sizes(self) -> list[int]:
+        """Every size that training has, rising."""
+        return sorted({self.size_at(epoch) for epoch in range(self.grow_epochs + 1)})
+
+    def train_view(self, epoch: int) -> RandomView:
+        return RandomView(self.size_at(epoch))
+
+    def test_view(self) -> CentreView:
+        return CentreView(self.size, self.resize)
 
 
 def random_box(H: int, W: int, random: Random) -> tuple[int, int, int, int]:

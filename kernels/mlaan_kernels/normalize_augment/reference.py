@@ -50,21 +50,33 @@ def normalize_augment(
     images: Tensor, mean: Tensor, std: Tensor, seeds: Tensor, pad: int, reflect: bool, flip: bool, dtype: torch.dtype
 ) -> Tensor:
     """See `mlaan_kernels.normalize_augment.normalize_augment`."""
-    N, H, W, _ = images.shape
+    N, H, W, C = images.shape
     down, right, mirrored = choices(seeds, pad, flip)
-    y_NH, x_NW = (torch.arange(size, device=images.device).expand(N, size) for size in (H, W))
-    x_NW = torch.where(mirrored[:, None], W - 1 - x_NW, x_NW)
-    y_NH, inside_NH = _source(y_NH + down[:, None], H, reflect)
-    x_NW, inside_NW = _source(x_NW + right[:, None], W, reflect)
-    image = torch.arange(N, device=images.device)[:, None, None]
-    views = images[image, y_NH[:, :, None], x_NW[:, None, :]]
-    views = torch.where((inside_NH[:, :, None] & inside_NW[:, None, :])[..., None], views, 0)
+    if pad:
+        y_NH, x_NW = (torch.arange(size, device=images.device).expand(N, size) for size in (H, W))
+        x_NW = torch.where(mirrored[:, None], W - 1 - x_NW, x_NW)
+        y_NH, inside_NH = _source(y_NH + down[:, None], H, reflect)
+        x_NW, inside_NW = _source(x_NW + right[:, None], W, reflect)
+        image = torch.arange(N, device=images.device)[:, None, None]
+        views = images[image, y_NH[:, :, None], x_NW[:, None, :]]
+        views = torch.where((inside_NH[:, :, None] & inside_NW[:, None, :])[..., None], views, 0)
+    elif flip and images.device.type != "cpu":
+        views = torch.where(mirrored[:, None, None, None], images.flip(2), images)
+    else:
+        views = images
     # No product is added to anything: nothing that a compiler could round in another way. A tensor for 1 / 255, since
     # division by a plain number is a multiplication on GPUs.
     at_least = torch.promote_types(dtype, torch.float32)
     unit = torch.full((), 1 / 255, dtype=at_least, device=images.device)
-    centre, scale = mean.to(at_least) / unit, unit / std.to(at_least)
-    return ((views.to(at_least) - centre) * scale).to(dtype).permute(0, 3, 1, 2)
+    # Rows of pixels and in place: on a CPU several times faster than over a last dimension of three.
+    centre, scale = ((mean.to(at_least) / unit).repeat(W), (unit / std.to(at_least)).repeat(W))
+    out = torch.empty(N, H, W * C, dtype=at_least, device=images.device)
+    if images.device.type == "cpu" and not pad:  # image by image, so that the next pass finds it in the cache
+        for one, view, mirror in zip(out, views, mirrored.tolist(), strict=True):
+            one.copy_((view.flip(1) if mirror else view).reshape(H, W * C)).sub_(centre).mul_(scale)
+    else:
+        out.copy_(views.reshape(N, H, W * C)).sub_(centre).mul_(scale)
+    return out.view(N, H, W, C).to(dtype).permute(0, 3, 1, 2)
 
 
 def _source(place: Tensor, size: int, reflect: bool) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,138 @@
+"""The ways of getting at ImageNet's images; all give the same images in the same order, up to a decoder's rounding."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+from mlaan.data import dali
+from mlaan.data.check import OpenedPart, check_part, open_part
+from mlaan.data.held import HeldImages
+from mlaan.data.made_up import TEST_PER_CLASS, TRAIN_PER_CLASS, MadeUpImages
+from mlaan.data.store import Images
+from mlaan.errors import UserError
+
+if TYPE_CHECKING:
+    from mlaan.data.packed import PackedImages
+    from mlaan.data.tar import TarImages
+
+Backend = Literal["auto", "dali", "torchvision", "packed", "memory", "synthetic"]
+
+PARTS = ("train", "val")
+
+
+class Opened(NamedTuple):
+    """Both parts of a set of images.
+
+    Attributes:
+        backend: whose they are; not "auto".
+        train, test: the images.
+        notes: lines for the person who trains.
+    """
+
+    backend: Backend
+    train: Images
+    test: Images
+    notes: tuple[str, ...]
+
+
+def open_images(backend: Backend, root: str, device: torch.device, *, classes: int, side: int, workers: int) -> Opened:
+    """Both parts of `data.root` = `root`, by one of the backends.
+
+    Args:
+        classes: how many there must be.
+        side: height and width of made-up images, in pixels.
+        workers: threads for what is decoded at once.
+
+    Raises:
+        UserError: something is missing or does not fit.
+    """
+    folder = Path(root).expanduser()
+    why = ()
+    if backend == "auto":
+        backend, reason = choose(folder, device)
+        why = (f"data.backend = 'auto': {backend}, {reason}",)
+    if backend == "synthetic":
+        train, test = (
+            MadeUpImages(count * classes, classes, side, part)
+            for part, count in enumerate((TRAIN_PER_CLASS, TEST_PER_CLASS))
+        )
+        return Opened(backend, train, test, ("data.backend = 'synthetic': the images are made up",))
+    if backend == "packed":
+        packed = [_open_packed(folder, part, root) for part in PARTS]
+        _same_classes([part.classes for part in packed], root, classes)
+        return Opened(backend, packed[0], packed[1], why + _notes(packed))
+    opened = [open_part(folder / part, root) for part in PARTS]
+    _same_classes([part.classes for part in opened], root, classes)
+    if backend == "dali":
+        opened, said = _with_sizes(opened, root)
+        why += said
+    files = [part.files for part in opened]
+    images: Sequence[Images] = HeldImages.load(files, workers) if backend == "memory" else files
+    return Opened(backend, images[0], images[1], why + _notes(opened))
+
+
+def choose(root: Path, device: torch.device) -> tuple[Backend, str]:
+    """What data.backend = "auto" means for a folder and a device, and why."""
+    if _holds_packed(root):
+        return "packed", "as data.root holds packed images"
+    if device.type != "cuda":
+        return "torchvision", "the fastest decoder on a CPU"
+    if reason := dali.why_not():
+        return "torchvision", f"as {reason}"
+    return "dali", "which decodes on the GPU too"
+
+
+def _holds_packed(root: Path) -> bool:
+    from mlaan.data.packed import is_packed
+    from mlaan.data.tar import has_tars
+
+    return any(is_packed(root / part) or has_tars(root, part) for part in PARTS)
+
+
+def _open_packed(folder: Path, part: str, root: str) -> "PackedImages | TarImages":
+    from mlaan.data.packed import PackedImages, is_packed
+    from mlaan.data.tar import TarImages, has_tars
+
+    if has_tars(folder, part):
+        return TarImages.open(folder, part)
+    if not is_packed(folder / part):
+        raise UserError(
+            f"data.backend = 'packed', but {folder / part} holds no packed images: `mlaan data pack {root} OUT` writes "
+            "them, then set data.root = OUT"
+        )
+    return PackedImages.open(folder / part)
+
+
+def _with_sizes(opened: list[OpenedPart], root: str) -> tuple[list[OpenedPart], tuple[str, ...]]:
+    """The parts after a check of those that had none, and a line on it: DALI must know what size an image has."""
+    if reason := dali.why_not():
+        raise UserError(f"data.backend = 'dali', but {reason}, or set data.backend = 'torchvision'")
+    unchecked = [part.files.root for part in opened if part.files.sizes is None]
+    for folder in unchecked:
+        check_part(folder, root, os.cpu_count() or 1)
+    if not unchecked:
+        return opened, ()
+    names = " and ".join(map(str, unchecked))
+    return [open_part(part.files.root, root) for part in opened], (f"checked {names} first, as DALI needs the sizes",)
+
+
+def _notes(parts: "Sequence[OpenedPart | PackedImages | TarImages]") -> tuple[str, ...]:
+    return tuple(part.note for part in parts if part.note)
+
+
+def _same_classes(parts: Sequence[Sequence[str]], root: str, classes: int) -> None:
+    train, test = parts
+    if odd := sorted({*train} ^ {*test}):
+        there, lacking = PARTS if odd[0] in train else PARTS[::-1]
+        raise UserError(
+            f"data.root = {root!r}: the class folder {odd[0]!r} is in {there}, but not in {lacking}: "
+            "give both the same folders"
+        )
+    if len(train) != classes:
+        raise UserError(
+            f"data.classes = {classes}, but data.root = {root!r} holds {len(train)} classes: "
+            f"set data.classes = {len(train)}"
+        )

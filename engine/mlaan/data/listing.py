@@ -1,0 +1,46 @@
+"""The files of a folder of class folders, in the order that torchvision's ImageFolder gives them."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mlaan.data.files import ImageFiles
+from mlaan.errors import UserError
+
+
+def list_part(folder: Path, root: str) -> tuple[ImageFiles, list[str]]:
+    """The image files of `folder`, one part of `data.root` = `root`, class by class, and the names of the classes.
+
+    Raises:
+        UserError: the folder is not there, has no class folders, or one of them holds no image.
+    """
+    from torchvision.datasets import ImageFolder
+
+    try:
+        found = ImageFolder(str(folder))
+    except OSError as error:  # torchvision's own complaints are of this kind too
+        reason = " ".join(str(error).split())
+        if not folder.is_dir():
+            reason = f"{folder} is not there"
+            if not folder.is_absolute():
+                reason += f" (a relative data.root is looked for below the present folder, {Path.cwd()})"
+        raise UserError(
+            f"data.root = {root!r} must hold train/<class>/*.JPEG and val/<class>/*.JPEG, but {reason}: "
+            "ImageNet (ILSVRC2012) is to be had from image-net.org"
+        ) from None
+    names = np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in found.samples])
+    return ImageFiles(folder, names, torch.tensor(found.targets)), found.classes
+
+
+def class_times(folder: Path, classes: list[str]) -> dict[str, int]:
+    """For each class folder when files were last added to it, renamed or removed, in nanoseconds.
+
+    The latest modification of the folder and those below it.
+    """
+    times = {}
+    for name in classes:
+        below = [place for place, _, _ in os.walk(folder / name, followlinks=True)]
+        times[name] = max((os.stat(place).st_mtime_ns for place in below), default=0)
+    return times
