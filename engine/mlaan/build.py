@@ -36,11 +36,7 @@ def build(config: Config) -> Parts:
     Raises:
         UserError: a device that is not there, data that cannot be read, settings that do not fit each other.
     """
-    device = choose_device(config.train.device)
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        # NaN in every new tensor is for debugging; no result depends on it.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    device = _prepare(config)
     torch.manual_seed(config.train.seed)
     dataset, train_batches, test_batches = data.loaders(config.data, device, config.train.seed)
     channels, *size = dataset.image_shape
@@ -48,6 +44,22 @@ def build(config: Config) -> Parts:
     backbone.net.to(device)
     engine = _engine(config, backbone, dataset.image_shape, (dataset.mean, dataset.std))
     return Parts(engine, train_batches, test_batches, dataset)
+
+
+def engine_alone(config: Config, normalisation: Normalisation) -> Engine:
+    """The engine of `build` without its data, for weights that are loaded afterwards.
+
+    Args:
+        normalisation: mean and standard deviation of the data's channels.
+
+    Raises:
+        UserError: a device that is not there, settings that do not fit each other.
+    """
+    device, facts = _prepare(config), data.facts(config.data)
+    channels, *size = facts.image_shape
+    backbone = models.build(config.model.name, facts.classes, channels, size)
+    backbone.net.to(device)
+    return _engine(config, backbone, facts.image_shape, normalisation)
 
 
 def outline(config: Config) -> Engine:
@@ -121,6 +133,16 @@ def bench_for(config: Config, machine: Machine) -> Bench:
         channels_last,
     )
     return Bench(subject)
+
+
+def _prepare(config: Config) -> torch.device:
+    """The run's device; on the CPU, results are the same at every run from now on."""
+    device = choose_device(config.train.device)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        # NaN in every new tensor is for debugging; no result depends on it.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return device
 
 
 def _on_meta(config: Config) -> tuple[Backbone, Facts]:

@@ -1,10 +1,12 @@
 """The training loop."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from torch import Tensor
+
 from mlaan.config import OptimConfig, TrainConfig
-from mlaan.engine import Engine
+from mlaan.engine import Engine, StepResult
 from mlaan.observe.recorder import Recorder
 from mlaan.observe.state import Batches, TrainState, check_finite
 from mlaan.optim.schedule import learning_rate
@@ -18,18 +20,24 @@ def train(
     schedule: TrainConfig,
     state: TrainState,
     recorder: Recorder,
+    step: Callable[[Tensor, Tensor], StepResult | None] | None = None,
 ) -> None:
     """Trains from where `state` and `train_batches` stand until the schedule's epochs are finished.
 
+    Args:
+        step: takes a training step, by default `engine.step`; None from it says that the batch was left out.
+
     Raises:
-        UserError: a loss is not finite any more.
+        NotFinite: a loss or a weight is not finite any more.
     """
+    step = step or engine.step
     while state.epoch < schedule.epochs:
         engine.learning_rate = learning_rate(optim, state.epoch, schedule.epochs)
         if not state.trained:
             for images, labels in train_batches:
-                state.stepped(engine.step(images, labels))
-                recorder.stepped(state)
+                if (result := step(images, labels)) is not None:
+                    state.stepped(result)
+                    recorder.stepped(state)
             state.trained = True
         means = state.meter.read()
         check_finite(engine, means, state)

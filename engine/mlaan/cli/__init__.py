@@ -1,4 +1,4 @@
-"""The command line: `mlaan train`, `eval`, `plan`, `report`, `table`, `probe`, `export`, `doctor`."""
+"""The command line: one module for each command of `mlaan`."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from mlaan.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives the process's exit status.
 
-    0 done, 2 for anything a person can mend (one line on stderr), 130 and 143 after SIGINT and SIGTERM.
+    0 done, 1 where a replayed step is finite after all, 2 for anything a person can mend (one line on stderr), 130 and 143 after SIGINT and SIGTERM.
     """
     try:
         with warnings.catch_warnings():

@@ -7,7 +7,9 @@ import math
 from dataclasses import dataclass
 from random import Random
 
+import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 MIN_AREA = 0.08
 MAX_RATIO = 4 / 3
@@ -33,10 +35,14 @@ class RandomView:
 
     def __call__(self, image_CHW: Tensor, random: Random) -> Tensor:
         """uint8 (C, size, size) of uint8 (C, H, W)."""
-        from torchvision.transforms.v2.functional import resized_crop
-
         _, H, W = image_CHW.shape
-        return resized_crop(image_CHW, *self.box(H, W, random), [self.size, self.size], antialias=True)
+        top, left, height, width = self.box(H, W, random)
+        part = image_CHW[None, :, top : top + height, left : left + width]
+        # Pixel by pixel, as decoders give them and the loader hands them on: twice as fast as plane by plane.
+        part = part.contiguous(memory_format=torch.channels_last)
+        if (height, width) != (self.size, self.size):
+            part = interpolate(part, (self.size, self.size), mode="bilinear", antialias=True)
+        return part[0]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from mlaan.learning import Supervision
 from mlaan.plan import Kind, Step, StepPlan
 from mlaan_kernels.choice import Implementation, using
 
-Watch = Callable[[Step], AbstractContextManager[object]]
-"""Gives a context that each step of the plan runs in, to measure it."""
+Watch = Callable[[Step, StepState], AbstractContextManager[object]]
+"""Gives a context that each step of the plan runs in, to measure it or to look at what it leaves."""
 
 
 class Updates(Protocol):
@@ -52,7 +52,7 @@ class EagerExecutor:
         loss_scale: for float16.
 
     Attributes:
-        watch: if set, each step of the plan runs inside `watch(step)`.
+        watch: if set, each step of the plan runs inside `watch(step, state)`.
         drawn: for each module whether a forward that is rebuilt was seen to draw random numbers.
         keep_random: whether random states are kept for rebuilds at all.
     """
@@ -101,7 +101,7 @@ class EagerExecutor:
 
     def _run_step(self, state: StepState, step: Step) -> None:
         try:
-            with nullcontext() if self.watch is None else self.watch(step):
+            with nullcontext() if self.watch is None else self.watch(step, state):
                 state.run(step)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):

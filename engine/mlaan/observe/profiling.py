@@ -88,7 +88,7 @@ def _watched(executor: EagerExecutor, planned: dict[str, Step], cuda: bool) -> I
     """Every task that is run is a range of the profiler's, and is noted in `planned` by its name."""
 
     @contextmanager
-    def watch(step: Step) -> Iterator[None]:
+    def watch(step: Step, _: object) -> Iterator[None]:
         name = step_name(step)
         planned[name] = step
         with record_function(name), torch.cuda.nvtx.range(name) if cuda else nullcontext():

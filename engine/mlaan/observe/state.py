@@ -1,6 +1,5 @@
 """Where a run stands."""
 
-import math
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,7 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from mlaan.engine import Engine, Evaluation, StepResult
-from mlaan.errors import UserError
+from mlaan.observe.finite import NotFinite, first_bad_loss, first_bad_weight
 
 
 class Batches(Sized, Iterable[Any], Protocol):
@@ -62,16 +61,18 @@ class TrainState:
         batch: steps finished in the present epoch.
         step: steps finished since the start.
         trained: the present epoch's steps are all done and only its test is missing.
+        rollbacks: steps of the present epoch that were taken back, as they left numbers that are not finite.
         seconds: time spent so far, in all the processes of a run.
         best_top1, best_epoch: highest test accuracy and the epoch, from 1, that gave it; -1 and 0 before it.
         meter: sums over the present epoch's steps.
     """
 
-    _COUNTERS = ("epoch", "batch", "step", "trained", "seconds", "best_top1", "best_epoch")
+    _COUNTERS = ("epoch", "batch", "step", "trained", "rollbacks", "seconds", "best_top1", "best_epoch")
 
     def __init__(self, losses: int, device: torch.device) -> None:
         self.epoch = self.batch = self.step = 0
         self.trained = False
+        self.rollbacks = 0
         self.seconds = 0.0
         self.best_top1, self.best_epoch = -1.0, 0
         self.meter = Meter(losses, device)
@@ -86,7 +87,7 @@ class TrainState:
         self.epoch += 1
         if evaluation and evaluation.top1 > self.best_top1:
             self.best_top1, self.best_epoch = evaluation.top1, self.epoch
-        self.batch, self.trained = 0, False
+        self.batch, self.trained, self.rollbacks = 0, False, 0
         self.meter.reset()
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,17 +96,27 @@ class TrainState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self._COUNTERS:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))  # files of before had no rollbacks
         self.meter.losses.copy_(state["meter"]["losses"])
         self.meter.correct.copy_(state["meter"]["correct"])
         self.meter.samples = state["meter"]["samples"]
 
 
 def check_finite(engine: Engine, means: Means, state: TrainState) -> None:
-    """Raises UserError, naming the first local loss whose mean is nan or infinite."""
-    for name, module, loss in zip(engine.loss_names, engine.loss_modules, means.losses, strict=True):
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss {name} of module {module} is {loss} in epoch {state.epoch + 1}, step {state.step}: "
-                f"lower optim.learning_rate (now {engine.learning_rate:.4g}) or set optim.warmup_epochs"
-            )
+    """Raises NotFinite, naming the first local loss whose mean is nan or infinite."""
+    if bad := first_bad_loss(engine, torch.tensor(means.losses, dtype=torch.float64)):
+        raise NotFinite(
+            f"{bad} in epoch {state.epoch + 1}, step {state.step}: lower optim.learning_rate (now "
+            f"{engine.learning_rate:.4g}) or set optim.warmup_epochs",
+            state.step,
+        )
+
+
+def check_weights(engine: Engine, state: TrainState) -> None:
+    """Raises NotFinite, naming the first weight or state that is not finite; waits for the device."""
+    if bad := first_bad_weight(engine):
+        raise NotFinite(
+            f"{bad} after step {state.step}, in epoch {state.epoch + 1}: lower optim.learning_rate (now "
+            f"{engine.learning_rate:.4g}) or set optim.warmup_epochs",
+            state.step,
+        )
