@@ -26,6 +26,8 @@ class Parts(NamedTuple):
     train_batches: Loader
     test_batches: Loader
     dataset: Described
+    notes: tuple[str, ...] = ()
+    """Lines on the data for the person who trains."""
 
 
 def build(config: Config) -> Parts:
@@ -38,12 +40,13 @@ def build(config: Config) -> Parts:
     """
     device = _prepare(config)
     torch.manual_seed(config.train.seed)
-    dataset, train_batches, test_batches = data.loaders(config.data, device, config.train.seed)
+    loaders = data.loaders(config.data, device, config.train.seed)
+    dataset, train_batches, test_batches = loaders
     channels, *size = dataset.image_shape
     backbone = models.build(config.model.name, dataset.classes, channels, size, config.model.weights)
     backbone.net.to(device)
     engine = _engine(config, backbone, dataset.image_shape, (dataset.mean, dataset.std))
-    return Parts(engine, train_batches, test_batches, dataset)
+    return Parts(engine, train_batches, test_batches, dataset, loaders.notes)
 
 
 def engine_alone(config: Config, normalisation: Normalisation) -> Engine:

@@ -1,8 +1,14 @@
 """The folder of one run, and what is called how in it."""
 
+import errno
+import fcntl
 import json
+import os
 import re
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +16,14 @@ from typing import Any
 from mlaan.config import Config, dumps
 from mlaan.errors import UserError
 
+_BEGUN = (".lock", "env.json", "metrics.jsonl", "tensorboard", "checkpoints", "last.pt", "best.pt")
+"""What a run that was killed before its first step can leave, .lock at least."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder with config.toml, env.json, metrics.jsonl, last.pt, best.pt, tensorboard/ and report.png."""
+    """A folder with config.toml, env.json, metrics.jsonl, checkpoints/, last.pt, best.pt, tensorboard/, report.png and,
+    where numbers were not finite, incidents/."""
 
     path: Path
 
@@ -38,6 +48,15 @@ class RunFolder:
         return self.path / "best.pt"
 
     @property
+    def checkpoints(self) -> Path:
+        """The folder of the newest ones; last.pt is another name of the last of them."""
+        return self.path / "checkpoints"
+
+    @property
+    def incidents(self) -> Path:
+        return self.path / "incidents"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -59,7 +78,8 @@ class RunFolder:
                     f"run.folder = {config.run.folder!r} holds a run already: continue it with "
                     f"`mlaan train --resume {config.run.folder}`, or give another --run.folder"
                 )
-            if folder.path.is_dir() and any(folder.path.iterdir()):
+            names = {entry.name for entry in folder.path.iterdir()} if folder.path.is_dir() else set()
+            if names and not (".lock" in names and names <= {*_BEGUN}):
                 raise UserError(f"run.folder = {config.run.folder!r} holds other files: give a new or empty folder")
             folder._make(exist_ok=True)
             return folder
@@ -90,10 +110,60 @@ class RunFolder:
     def holds_run(self) -> bool:
         return self.config.exists()
 
+    @contextmanager
+    def locked(self) -> Iterator[str]:
+        """Inside, no other process trains in this folder; gives "", or a line where that cannot be made sure.
+
+        The system lets go of the lock when the process ends, however it does.
+
+        Raises:
+            UserError: another process does; the message tells which.
+        """
+        with (self.path / ".lock").open("a+", encoding="utf-8") as file:
+            note = ""
+            try:
+                # not flock, which worker processes would inherit, and hold on to after a kill
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    file.seek(0)
+                    who = file.read().strip() or "another process"
+                    raise UserError(f"{who} is training in {self.path}: wait for its end, or stop it") from None
+                note = f"{self.path} is on a file system without locks: take care that only one process trains there"
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield note
+            finally:
+                file.truncate(0)
+
+    def newest(self) -> list[Path]:
+        """The checkpoints to go on from, the newest first; each file once.
+
+        last.pt is one of those in checkpoints/. Where it is not, somebody has put it there, to go on from it.
+        """
+        steps = sorted(self.checkpoints.glob("step-*.pt"), reverse=True)
+        last, best = (
+            [path] if path.exists() and not any(path.samefile(step) for step in steps) else []
+            for path in (self.last, self.best)
+        )
+        return [*last, *steps, *best]
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after that step goes."""
+        return self.checkpoints / f"step-{step:09}.pt"
+
+    def keep(self, count: int) -> None:
+        """Deletes all but the newest checkpoints; last.pt and best.pt stay."""
+        for path in sorted(self.checkpoints.glob("step-*.pt"), reverse=True)[count:]:
+            path.unlink()
+
     def remove_leftovers(self) -> None:
         """Deletes what a process that was killed while it wrote a checkpoint left behind."""
-        for leftover in self.path.glob(".*.pt.*.tmp"):
-            leftover.unlink()
+        for folder in (self.path, self.checkpoints):
+            for leftover in folder.glob(".*.pt.*.tmp"):
+                leftover.unlink()
 
     def write_config(self, config: Config) -> None:
         """Writes config.toml, in one step; without run.folder, so that a run from it gets a folder of its own."""

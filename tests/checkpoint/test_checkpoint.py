@@ -55,7 +55,7 @@ def test_torch_alone_reads_it_too(saved):
 
 def test_best_is_a_copy_that_later_checkpoints_leave_alone(saved):
     best = saved.with_name("best.pt")
-    checkpoint.save(example(2.0), saved, best)
+    checkpoint.save(example(2.0), saved, [best])
     checkpoint.save(example(3.0), saved)
     assert checkpoint.load(best).engine["weights"][1] == 2
     assert checkpoint.load(saved).engine["weights"][1] == 3
@@ -66,16 +66,16 @@ def test_best_works_without_hard_links(saved, monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "link", refuse)
-    checkpoint.save(example(2.0), saved, saved.with_name("best.pt"))
+    checkpoint.save(example(2.0), saved, [saved.with_name("best.pt")])
     assert checkpoint.load(saved.with_name("best.pt")).engine["weights"][1] == 2
 
 
 def test_a_file_is_replaced_never_written_over(saved):
     best = saved.with_name("best.pt")
-    checkpoint.save(example(), saved, best)
+    checkpoint.save(example(), saved, [best])
     before = saved.read_bytes()
     with saved.open("rb") as last_reader, best.open("rb") as best_reader:
-        checkpoint.save(example(2.0), saved, best)
+        checkpoint.save(example(2.0), saved, [best])
         assert last_reader.read() == best_reader.read() == before
 
 
@@ -102,6 +102,46 @@ def test_cut_short(saved, keep):
     assert "cut short" in refusal(saved)
 
 
+def newest_three(folder: Path) -> list[Path]:
+    """Checkpoints of steps 3, 2 and 1."""
+    paths = [folder / f"step-{step}.pt" for step in (3, 2, 1)]
+    for path, scale in zip(paths, (3.0, 2.0, 1.0), strict=True):
+        checkpoint.save(example(scale), path)
+    return paths
+
+
+@pytest.mark.parametrize("sixteenths", range(16))
+def test_the_one_before_is_taken_where_the_newest_is_cut(tmp_path, sixteenths):
+    paths = newest_three(tmp_path)
+    content = paths[0].read_bytes()
+    paths[0].write_bytes(content[: len(content) * sixteenths // 16])
+    found, path, skipped = checkpoint.load_first(paths)
+    assert (path, found.engine["weights"][1]) == (paths[1], 2)
+    assert skipped == [f"{paths[0]} is cut short, it ends after {len(content) * sixteenths // 16} bytes"]
+
+
+def test_the_one_before_is_taken_where_a_bit_is_flipped(tmp_path):
+    paths = newest_three(tmp_path)
+    content = paths[0].read_bytes()
+    for place in range(0, len(content), len(content) // 40):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x10
+        paths[0].write_bytes(damaged)
+        _, path, [line] = checkpoint.load_first(paths)
+        assert path == paths[1]
+        assert "damaged" in line or "cut short" in line
+
+
+def test_nothing_is_made_up_where_no_checkpoint_is_whole(tmp_path):
+    paths = newest_three(tmp_path)
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"no checkpoint is whole.*step-3.*step-2.*step-1"):
+        checkpoint.load_first(paths)
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.load_first([])
+
+
 @pytest.mark.parametrize("where", [0.02, 0.3, 0.6, 0.9])
 def test_one_flipped_bit(saved, where):
     content = bytearray(saved.read_bytes())
@@ -123,7 +163,7 @@ def test_a_damaged_file_names_only_what_can_take_its_place(saved):
     saved.write_bytes(content[:-3])
     assert refusal(saved).endswith(f"bytes: {anew}")
     best.write_bytes(content)
-    assert refusal(saved).endswith(f"bytes: take {best}, or copy it over last.pt to go on from there")
+    assert refusal(saved).endswith(f"bytes: take {best}")
     best.write_bytes(content[:-3])
     saved.write_bytes(content)
     assert refusal(best).endswith(f"bytes: take {saved}")
@@ -219,7 +259,7 @@ def test_a_process_that_dies_while_saving_leaves_whole_files(saved, moment, monk
         os.kill(os.getpid(), signal.SIGKILL)
 
     best = saved.with_name("best.pt")
-    checkpoint.save(example(), saved, best)
+    checkpoint.save(example(), saved, [best])
     monkeypatch.setattr(moment, die)
-    assert in_a_process(lambda: checkpoint.save(example(2.0), saved, best)) == -signal.SIGKILL
+    assert in_a_process(lambda: checkpoint.save(example(2.0), saved, [best])) == -signal.SIGKILL
     assert checkpoint.load(saved).engine["weights"][1] == checkpoint.load(best).engine["weights"][1] == 1

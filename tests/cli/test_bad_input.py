@@ -9,6 +9,7 @@ import torch
 
 from data.idx_files import NAMES, write_set
 from mlaan.cli import main
+from mlaan.run_folder import RunFolder
 from trainer.tiny import final_state, one_thread, resume, same, start
 
 __all__ = ["one_thread"]
@@ -103,24 +104,41 @@ def test_checkpoint_cut_short(tmp_path, run, capsys, share):
     whole = (run / "last.pt").read_bytes()
     (tmp_path / "run" / "last.pt").unlink()  # best.pt may be a second name of the same file
     (tmp_path / "run" / "last.pt").write_bytes(whole[: int(share * len(whole))])
-    for words in (["train", "--resume", str(tmp_path / "run")], ["eval", str(tmp_path / "run")]):
-        assert "last.pt" in complaint(capsys, words)
+    assert "last.pt" in complaint(capsys, ["eval", str(tmp_path / "run")])
+    assert resume(tmp_path / "run") == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'run' / 'last.pt'} is cut short" in said
+    assert "going on from" in said
 
 
-def test_best_copied_over_a_damaged_last_goes_on_from_there(tmp_path, run, capsys):
+def test_a_checkpoint_put_in_the_place_of_the_last_is_gone_on_from(tmp_path, run, capsys):
     folder = tmp_path / "run"
     start(folder, train__epochs="1")
     shutil.copy(folder / "best.pt", tmp_path / "first.pt")
     resume(folder, "--train.epochs", "3")
     expected = final_state(folder)
-    (folder / "best.pt").unlink()  # it may be a second name of the last one
-    shutil.copy(tmp_path / "first.pt", folder / "best.pt")
-    (folder / "last.pt").write_bytes(b"PK")
-    error = complaint(capsys, ["train", "--resume", str(folder)])
-    assert f"take {folder / 'best.pt'}, or copy it over last.pt to go on from there" in error
-    shutil.copy(folder / "best.pt", folder / "last.pt")
+    (folder / "last.pt").unlink()  # it is a second name of another one
+    shutil.copy(tmp_path / "first.pt", folder / "last.pt")
+    capsys.readouterr()
     assert resume(folder) == 0
+    assert "from epoch 2, step 5" in capsys.readouterr().out
     assert same(final_state(folder), expected)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit"])
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_end(tmp_path, run, capsys, damage):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)  # the links become files
+    newest, before, *_ = RunFolder(folder).newest()[1:]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 3] ^= 1
+    for path in (newest, folder / "last.pt", folder / "best.pt"):
+        path.write_bytes(content if damage == "bit" else content[: len(content) // 3])
+    assert resume(folder) == 0
+    said = capsys.readouterr().out
+    assert f"{newest} is {'damaged' if damage == 'bit' else 'cut short'}" in said
+    assert f"going on from {before}" in said
+    assert same(final_state(folder), final_state(run))
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])

@@ -48,7 +48,16 @@ Engine.step = step
 
 def test_a_run_writes_its_folder(finished):
     names = sorted(path.name for path in finished.iterdir())
-    assert names == ["best.pt", "config.toml", "env.json", "last.pt", "metrics.jsonl", "report.png"]
+    assert names == [
+        ".lock",
+        "best.pt",
+        "checkpoints",
+        "config.toml",
+        "env.json",
+        "last.pt",
+        "metrics.jsonl",
+        "report.png",
+    ]
     assert json.loads((finished / "env.json").read_text())["threads"] == 1
 
 
@@ -97,7 +106,8 @@ checkpoint.save = killing
 """
     killed = in_a_process(tmp_path / "run", sabotage, run__checkpoint_minutes="1e-9")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert checkpoint.load(tmp_path / "run" / "last.pt").progress["batch"] == 2
+    newest, _, _ = checkpoint.load_first(RunFolder(tmp_path / "run").newest())
+    assert newest.progress["batch"] == 2
     assert resume(tmp_path / "run") == 0
     assert same(final_state(tmp_path / "run"), final_state(finished))
 

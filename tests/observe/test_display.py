@@ -26,6 +26,8 @@ def snapshot(modules: int = 2, **changes) -> Snapshot:
         "seconds_left": 3725.0,
         "learning_rate": 0.05,
         "images_per_second": 1234.5,
+        "data_wait": 0.0,
+        "left_out": 0,
         "memory_bytes": 300 * 2**20,
         "losses": {name: 0.125 * (i + 1) for i, name in enumerate(names)},
         "top1": dict.fromkeys(names, 0.5),
@@ -118,3 +120,14 @@ def test_words():
     assert (mebibytes(300 * 2**20), mebibytes(20 * 2**30)) == ("300 MiB", "20.0 GiB")
     assert spread(5, 8) == [0, 1, 2, 3, 4]
     assert spread(100, 3) == [0, 50, 99]
+
+
+def test_waiting_for_data_and_images_left_out_are_shown_where_there_is_something_to_show():
+    stream = io.StringIO()
+    display = PlainDisplay(stream)
+    display.step(snapshot(data_wait=0.04))
+    display.step(snapshot(data_wait=0.25, left_out=3))
+    quiet, loud = stream.getvalue().splitlines()
+    assert "waiting" not in quiet
+    assert "left out" not in quiet
+    assert "| 25.0 % waiting for data | 3 images left out |" in loud

@@ -37,7 +37,7 @@ def run(tmp_path, monkeypatch):
     def go(pace: float, **changes: str):
         monkeypatch.setattr(module, "time", Clock(pace))
         settings: Config = config(run__folder=str(tmp_path / "run"), **changes)
-        engine, train_batches, test_batches, _ = build(settings)
+        engine, train_batches, test_batches, *_ = build(settings)
         folder = RunFolder.create(settings)
         stream, state = io.StringIO(), TrainState(len(engine.loss_names), engine.device)
         metrics = MetricsLog(folder.metrics)

@@ -27,7 +27,7 @@ def test_a_run_stops_at_a_nan_and_replay_names_the_layer_that_made_it(tmp_path, 
     folder = tmp_path / "run"
     assert start(folder, model__name=name) == 2
     step = bad[0] + 1
-    file = folder / "incidents" / f"step-{step}.pt"
+    file = folder / "incidents" / f"epoch-1-step-{step}.pt"
     said = capsys.readouterr().err
     assert f"of module 1 is nan after step {step}" in said
     assert f"mlaan replay {file}" in said
@@ -36,7 +36,7 @@ def test_a_run_stops_at_a_nan_and_replay_names_the_layer_that_made_it(tmp_path, 
     said = capsys.readouterr().out
     assert f"first   layer {CULPRIT} (Poisoned) in Forward(1)" in said
     assert "its weights 0." in said, "the weights are finite and should be said to be"
-    rows = {line.split("  ")[0].strip(): line.split() for line in said.splitlines() if "(" in line}
+    rows = {line.strip().split("  ")[0]: line.split() for line in said.splitlines() if "(" in line}
     assert rows["Forward(0)"][-2] == "0"
     assert rows["Forward(1)"][-2] != "0"
 
@@ -143,7 +143,7 @@ def test_a_kept_step_cannot_be_changed(tmp_path, capsys, words):
     name, bad = write_net(tmp_path, config())
     start(tmp_path / "run", model__name=name)
     capsys.readouterr()
-    assert main(["replay", str(tmp_path / "run" / "incidents" / f"step-{bad[0] + 1}.pt"), *words]) == 2
+    assert main(["replay", str(tmp_path / "run" / "incidents" / f"epoch-1-step-{bad[0] + 1}.pt"), *words]) == 2
     assert words[0] in capsys.readouterr().err
 
 

@@ -12,7 +12,8 @@ from mlaan.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives the process's exit status.
 
-    0 done, 1 where a replayed step is finite after all, 2 for anything a person can mend (one line on stderr), 130 and 143 after SIGINT and SIGTERM.
+    0 done, 1 where a replayed step is finite after all, 2 for anything a person can mend (one line on stderr), 130 and
+    143 after SIGINT and SIGTERM.
     """
     try:
         with warnings.catch_warnings():

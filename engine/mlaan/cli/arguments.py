@@ -138,7 +138,7 @@ OUT/val hold shards with checksums and an index.
 
 REPLAY = """\
 examples
-  mlaan replay RUN/incidents/step-1204.pt              the step whose numbers were not finite, task by task
+  mlaan replay RUN/incidents/epoch-3-step-1204.pt      the step whose numbers were not finite, task by task
 
 A run that meets a NaN or an infinity keeps that step's batch, weights and random state. This runs it again and names
 the first layer and the first gradient that are not finite. run.on_nan decides how the run itself goes on.

@@ -20,12 +20,12 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     given = Path(arguments.path)
     path = RunFolder.open(given).last if given.is_dir() else given
     saved = checkpoint.load(path)
-    engine, _, test_batches, _ = build(settings_of(saved.config, overrides))
+    parts = build(settings_of(saved.config, overrides))
     try:
-        engine.load_state_dict(saved.engine)
+        parts.engine.load_state_dict(saved.engine)
     except UserError as error:
         raise UserError(f"{path} does not fit these settings: {error}") from None
-    result = engine.evaluate(test_batches)
+    result = parts.engine.evaluate(parts.test_batches)
     print(f"top-1   {percent(result.top1)} ({round(result.top1 * result.samples)} of {result.samples} images)")
     print(f"loss    {result.loss:.4f}")
     print(f"weights {path}, after epoch {saved.progress['epoch']}, step {saved.progress['step']}")

@@ -2,7 +2,8 @@
 
 import argparse
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +18,10 @@ from mlaan.config import Config, dumps
 from mlaan.engine import Engine
 from mlaan.errors import StepMemoryError, UserError
 from mlaan.fit import Fit, explain_failure, hold_to_limit, require_fit
-from mlaan.observe.display import choose_display
+from mlaan.observe.display import Display, choose_display
 from mlaan.observe.environment import differences, environment
+from mlaan.observe.finite import NotFinite
+from mlaan.observe.incident import Rescue
 from mlaan.observe.metrics import MetricsLog
 from mlaan.observe.recorder import Recorder
 from mlaan.observe.state import TrainState
@@ -30,18 +33,35 @@ from mlaan.trainer import train
 
 def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     """Trains, reports, and gives the exit status."""
-    if arguments.resume is None:
-        config = load_config(arguments.config, overrides)
-        parts, fit = _build(config, None)
-        return _train(RunFolder.create(config), config, parts, None, fit)
-    if arguments.config is not None:
+    if arguments.resume is not None and arguments.config is not None:
         raise UserError("--resume takes the run's own settings: leave out --config")
-    folder = RunFolder.open(Path(arguments.resume))
-    config = load_config(folder.config, _changeable(overrides, folder))
-    saved = checkpoint.load(folder.last)
-    checkpoint.require_same_run(saved, dumps(config), folder.last)
-    parts, fit = _build(without_weights(config), folder.path)
-    return _train(folder, config, parts, saved, fit)
+    with StopRequest(at_once=True) as stop:  # until the first step nothing can be lost
+        try:
+            if arguments.resume is None:
+                return _begin(load_config(arguments.config, overrides), stop)
+            return _go_on(RunFolder.open(Path(arguments.resume)), overrides, stop)
+        except Stopped as end:
+            print("stopped before the first step", file=sys.stderr)
+            return end.exit_code
+
+
+def _begin(config: Config, stop: StopRequest) -> int:
+    parts, fit = _build(config, None)
+    folder = RunFolder.create(config)
+    with folder.locked() as note:
+        if folder.holds_run():
+            raise UserError(f"{folder.path} holds a run by now: give another --run.folder")
+        return _train(folder, config, parts, None, [fit.note, note], fit, stop)
+
+
+def _go_on(folder: RunFolder, overrides: Overrides, stop: StopRequest) -> int:
+    with folder.locked() as note:
+        config = load_config(folder.config, _changeable(overrides, folder))
+        saved, path, skipped = checkpoint.load_first(folder.newest())
+        checkpoint.require_same_run(saved, dumps(config), path)
+        notes = [f"{line}: going on from {path}" for line in skipped]
+        parts, fit = _build(without_weights(config), folder.path)
+        return _train(folder, config, parts, saved, [fit.note, note, *notes], fit, stop)
 
 
 def _changeable(overrides: Overrides, folder: RunFolder) -> Overrides:
@@ -61,41 +81,77 @@ def _build(config: Config, resumed: Path | None) -> tuple[Parts, Fit]:
     return build(config), fit
 
 
-def _train(folder: RunFolder, config: Config, parts: Parts, saved: Checkpoint | None, fit: Fit) -> int:
-    engine, train_batches, test_batches, _ = parts
+def _train(
+    folder: RunFolder,
+    config: Config,
+    parts: Parts,
+    saved: Checkpoint | None,
+    notes: Sequence[str],
+    fit: Fit,
+    stop: StopRequest,
+) -> int:
+    engine, train_batches = parts.engine, parts.train_batches
     state = TrainState(len(engine.loss_names), engine.device)
     if saved:
         _restore(saved, parts, state, folder)
         if state.epoch >= config.train.epochs:
+            print(*filter(None, notes), sep="\n", end="\n" if any(notes) else "")
             print(f"all {state.epoch} epochs are trained already: to go on, add --train.epochs with more")
             return _report(folder)
+    folder.remove_leftovers()
     metrics = MetricsLog(folder.metrics, keep=saved.metrics_bytes if saved else 0)
-    folder.remove_leftovers()  # safe: the lock on metrics.jsonl says that nobody else writes here
     display = choose_display()
+    train_batches.say = parts.test_batches.say = display.say
     resume = f"`mlaan train --resume {shlex.quote(str(folder.path))}`"
-    with StopRequest() as stop:
-        recorder = Recorder(folder, config, engine, train_batches, state, metrics, display, stop)
-        try:
-            for line in (*_open(folder, config, engine, state, metrics), *([fit.note] if fit.note else [])):
-                display.say(line)
-            if not saved:
-                recorder.save()
-            folder.write_config(config)  # makes it a run: from here on it can be resumed
-            train(engine, train_batches, test_batches, config.optim, config.train, state, recorder)
-        except (Stopped, KeyboardInterrupt) as end:
-            what = "stopped" if isinstance(end, Stopped) else "stopped at once"
-            display.say(f"{what} in epoch {state.epoch + 1}, step {state.step}: go on with {resume}")
-            return end.exit_code if isinstance(end, Stopped) else 130
-        except StepMemoryError as error:
-            raise explain_failure(error, config, engine, fit.memory, folder.path, resumed=saved is not None) from None
-        except torch.OutOfMemoryError:
-            raise UserError(
-                "the GPU's memory does not do: lower data.batch, or set memory.schedule = 'lean', or "
-                "memory.recompute = 'fused' or 'once'"
-            ) from None
-        finally:
-            recorder.close()
+    recorder = Recorder(folder, config, engine, train_batches, state, metrics, display, stop)
+    stop.at_once = False
+    is_broken_off = False
+    try:
+        for line in (*_open(folder, config, engine, state, metrics), *parts.notes, *filter(None, notes)):
+            display.say(line)
+        if not saved:
+            recorder.save()
+            recorder.finish()
+        folder.write_config(config)  # makes it a run: from here on it can be resumed
+        _train_to_the_end(folder, config, parts, state, recorder, display)
+        recorder.finish()
+    except (Stopped, KeyboardInterrupt) as end:
+        is_broken_off = isinstance(end, KeyboardInterrupt)
+        what = "stopped at once" if is_broken_off else "stopped"
+        display.say(f"{what} in epoch {state.epoch + 1}, step {state.step}: go on with {resume}")
+        return end.exit_code if isinstance(end, Stopped) else 130
+    except StepMemoryError as error:
+        raise explain_failure(error, config, engine, fit.memory, folder.path, resumed=saved is not None) from None
+    except torch.OutOfMemoryError:
+        raise UserError(
+            "the GPU's memory does not do: lower data.batch, or set memory.schedule = 'lean', or "
+            "memory.recompute = 'fused' or 'once'"
+        ) from None
+    finally:
+        recorder.close(at_once=is_broken_off)
     return _report(folder)
+
+
+def _train_to_the_end(
+    folder: RunFolder, config: Config, parts: Parts, state: TrainState, recorder: Recorder, display: Display
+) -> None:
+    """Trains; where numbers stop being finite, from the newest checkpoint once more, looking at every step."""
+
+    def go_back() -> None:
+        recorder.wait()
+        saved, _, _ = checkpoint.load_first(folder.newest())
+        _restore(saved, parts, state, folder)
+        recorder.go_back(saved.metrics_bytes)
+
+    engine, _, _, dataset, *_ = parts
+    normalisation = tuple(dataset.mean), tuple(dataset.std)
+    rescue = Rescue(folder, dumps(config), config.run, normalisation, engine, state, go_back, display.say)
+    while True:
+        try:
+            batches = parts.train_batches, parts.test_batches
+            return train(engine, *batches, config.optim, config.train, state, recorder, rescue.step)
+        except NotFinite as error:
+            rescue.look_closely(error)
 
 
 def _restore(saved: Checkpoint, parts: Parts, state: TrainState, folder: RunFolder) -> None:

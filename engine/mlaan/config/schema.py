@@ -1,5 +1,6 @@
 """The config tree: one frozen dataclass per section, with every default that `mlaan train` alone uses."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -106,11 +107,38 @@ class TrainConfig:
         "graph, which pays for small networks",
     )
     test_every: int = setting(1, "epochs from one test to the next; the last epoch is always tested")
+    label_smoothing: float = setting(
+        0.0, "share of every label that is spread evenly over the classes, in every local loss; 0.1 is usual"
+    )
+    mixup: float = setting(
+        0.0,
+        "above 0: training images and labels are mixed in pairs, by a share from Beta(mixup, mixup), such as 0.2; "
+        "with cutmix too each batch gets one of the two",
+    )
+    cutmix: float = setting(
+        0.0, "above 0: a box of another image is pasted into each, its area drawn from Beta(cutmix, cutmix); 1 is usual"
+    )
+    accumulate: int = setting(
+        1,
+        "parts that a batch is cut into, run one after the other before one update, for less memory; BatchNorm sees "
+        "each part by itself, twins and weights move once",
+    )
+    average: float = setting(
+        0.0,
+        "above 0: a moving average of the backbone's weights with this decay is kept, tested and exported in their "
+        "place; 0.9999 is usual for long runs",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "test_every"):
+        for name in ("epochs", "test_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} = {getattr(self, name)} must be at least 1")
+        for name in ("label_smoothing", "average"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"train.{name} = {getattr(self, name)} must be from 0 to below 1")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"train.{name} = {getattr(self, name)} must be 0 or a finite number above it")
         if self.weights == "bfloat16" and self.precision != "bfloat16":
             raise UserError(
                 f"train.weights = 'bfloat16' goes with train.precision = 'bfloat16', not {self.precision!r}"
@@ -123,9 +151,17 @@ class RunConfig:
 
     folder: str = setting("", "run folder; empty: runs/<data>-<model>-<method>-<time>")
     checkpoint_minutes: float = setting(5.0, "minutes between checkpoints; one is also written after every epoch")
+    keep: int = setting(3, "newest checkpoints to keep, in checkpoints/, besides the best one")
+    on_nan: Literal["stop", "rollback"] = setting(
+        "stop",
+        "when a loss is not finite any more, the step that did it is looked for and saved for `mlaan replay`; then "
+        "stop: the run ends; rollback: it goes on from before that step, without its batch",
+    )
     tensorboard: bool = setting(True, "write TensorBoard logs, where the package is installed")
 
     def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise UserError(f"run.keep = {self.keep} must be at least 1")
         if self.checkpoint_minutes <= 0:
             raise UserError(f"run.checkpoint_minutes = {self.checkpoint_minutes} must be above 0")
 

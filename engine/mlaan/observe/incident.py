@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlaan import checkpoint
+from mlaan import checkpoint, signed
 from mlaan.config import RunConfig
 from mlaan.engine import Engine, StepResult
 from mlaan.errors import UserError
@@ -54,12 +54,12 @@ class Incident:
 
     def save(self, path: Path) -> None:
         """Writes it whole or not at all; raises UserError where that cannot be done."""
-        checkpoint.write_signed({"kind": "incident"} | {f.name: getattr(self, f.name) for f in fields(self)}, path)
+        signed.write({"kind": "incident"} | {f.name: getattr(self, f.name) for f in fields(self)}, path)
 
     @classmethod
     def load(cls, path: Path) -> "Incident":
         """Reads one onto the CPU; raises UserError where it is none."""
-        content = checkpoint.read_signed(path)
+        content = signed.read(path)
         if content.get("kind") != "incident":
             raise UserError(f"{path} is no incident: give a file of a run's folder incidents")
         mean, std = content["normalisation"]
@@ -78,7 +78,7 @@ class Rescue:
         policy: the section `run`.
         normalisation: as in `Incident`.
         engine, state: the run's.
-        go_back: puts the run back to its newest checkpoint and tells that checkpoint's step.
+        go_back: puts the run back to its newest checkpoint.
         say: is told what a person should know.
     """
 
@@ -90,13 +90,14 @@ class Rescue:
         normalisation: tuple[tuple[float, ...], tuple[float, ...]],
         engine: Engine,
         state: TrainState,
-        go_back: Callable[[], int],
+        go_back: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
         self._folder, self._config, self._policy, self._normalisation = folder, config, policy, normalisation
         self._engine, self._state, self._go_back, self._say = engine, state, go_back, say
         self._until = -1
         """Steps up to this one are looked at, each by itself."""
+        self._has_found = False
 
     def step(self, images: Tensor, labels: Tensor) -> StepResult | None:
         """`engine.step`; None for a step that was taken back, whose batch is left out.
@@ -111,7 +112,7 @@ class Rescue:
         result = engine.step(images, labels)
         found = first_bad_loss(engine, result.losses) or first_bad_weight(engine)
         if not found:
-            if state.step + 1 == self._until:
+            if state.step + 1 == self._until and not self._has_found:
                 self._say(f"every step up to {self._until} was finite this time, so none is kept for `mlaan replay`")
             return result
         incident = Incident(
@@ -124,7 +125,9 @@ class Rescue:
             state.step + 1,
             found,
         )
-        path = self._folder.incidents / f"step-{incident.step}.pt"
+        self._has_found = True
+        again = f"-{state.rollbacks}" if state.rollbacks else ""  # the next batch may be bad, too
+        path = self._folder.incidents / f"epoch-{incident.epoch}-step-{incident.step}{again}.pt"
         path.parent.mkdir(exist_ok=True)
         incident.save(path)
         where = f"{found} after step {incident.step}, in epoch {incident.epoch}: `mlaan replay {path}` tells where"
@@ -146,9 +149,9 @@ class Rescue:
         """
         if error.step <= self._until:
             raise NotFinite(f"{error} (no single step left anything that was not finite)", error.step) from None
-        step = self._go_back()
-        self._until = error.step
-        self._say(f"{error}; going back to step {step} to look for the step that did it")
+        self._go_back()
+        self._until, self._has_found = error.step, False
+        self._say(f"{error}; going back to step {self._state.step} to look for the step that did it")
 
 
 def _on_cpu(value: Any) -> Any:

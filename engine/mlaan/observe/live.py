@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlaan.observe.snapshot import Snapshot
-from mlaan.observe.words import by_module, duration, kinds, mebibytes, percent, scaling, spread
+from mlaan.observe.words import by_module, duration, kinds, loading, mebibytes, percent, scaling, spread
 
 _OTHER_LINES = 9
 """Lines of the screen that are not modules: borders, titles, bars, the prompt."""
@@ -46,6 +46,7 @@ class LiveDisplay:
             f"step {now.batch}/{now.batches}",
             f"{now.images_per_second:.0f} img/s",
             f"rate {now.learning_rate:.4g}",
+            *loading(now.data_wait, now.left_out),
             mebibytes(now.memory_bytes),
             *scaling(now.skipped, now.scale),
             f"{duration(now.seconds)} gone",

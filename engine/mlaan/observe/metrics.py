@@ -1,14 +1,15 @@
 """The run's numbers: metrics.jsonl, one JSON object a line, and the same as TensorBoard events.
 
 Keys of every line: type ("step" or "epoch"), epoch (from 1), step, seconds, learning_rate, images_per_second,
-memory_bytes, losses and top1 (by local loss, means over the epoch so far). A line of type "epoch" also has
+data_wait (share of the time since the last line, 0 to 1, that steps waited for images), left_out (images that could not
+be read), memory_bytes, losses and top1 (by local loss, means over the epoch so far). A line of type "epoch" also has
 test_loss, test_top1, best_top1, best_epoch, if the epoch was tested. Accuracies are from 0 to 1.
 """
 
-import fcntl
 import importlib.util
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +17,46 @@ from mlaan.errors import UserError
 
 
 class MetricsLog:
-    """Appends lines to metrics.jsonl; each is in the file when `write` returns.
+    """Appends lines to metrics.jsonl; each is in the file when `append` returns.
 
     Args:
         path: the file.
         keep: length in bytes up to which an earlier process's lines stay; later ones are cut off.
-
-    Raises:
-        UserError: another process writes the same file.
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
-        self._file = path.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise UserError(f"another process is training in {path.parent}: wait for its end, or stop it") from None
-        length = self._file.seek(0, os.SEEK_END)
-        self.lost = max(0, keep - length)
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self.length = self._file.seek(0, os.SEEK_END)
+        self.lost = max(0, keep - self.length)
         """Bytes of earlier lines that are missing."""
-        self._file.truncate(min(keep, length))
-        self._file.seek(0, os.SEEK_END)
+        self.cut(min(keep, self.length))
 
-    def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+    @staticmethod
+    def encode(record: dict[str, Any]) -> bytes:
+        """A record as a line; raises ValueError where it holds nan or infinity."""
+        return json.dumps(record, allow_nan=False).encode() + b"\n"
 
-    def sync(self) -> int:
-        """The file's length in bytes, once all of it is on the disk."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+    def append(self, line: bytes) -> None:
+        """Raises OSError where it cannot be written; the file then ends with the line before."""
+        done = 0
+        try:
+            while done < len(line):
+                done += self._file.write(line[done:])
+        except OSError:
+            self._file.truncate(self.length)
+            raise
+        self.length += len(line)
+
+    def cut(self, length: int) -> None:
+        """Forgets what is behind that length."""
+        self._file.truncate(length)
+        self.length = length
+
+    def sync(self) -> None:
+        """Until all of it is on the disk, as far as the disk takes it."""
+        with suppress(OSError):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -91,7 +101,7 @@ class TensorBoardLog:
         for group in ("losses", "top1", "loss_scales"):
             for name, value in record.get(group, {}).items():
                 self._writer.add_scalar(f"{group}/{name}", value, step)
-        for name in ("learning_rate", "images_per_second", "memory_bytes", "test_loss", "test_top1"):
+        for name in ("learning_rate", "images_per_second", "data_wait", "memory_bytes", "test_loss", "test_top1"):
             if name in record:
                 self._writer.add_scalar(name, record[name], step)
 

@@ -3,7 +3,7 @@
 from typing import TextIO
 
 from mlaan.observe.snapshot import Snapshot
-from mlaan.observe.words import by_module, duration, kinds, mebibytes, percent, scaling, spread
+from mlaan.observe.words import by_module, duration, kinds, loading, mebibytes, percent, scaling, spread
 
 _MODULES = 8
 """Losses of one kind that a line shows; deeper networks show evenly spaced ones."""
@@ -36,6 +36,7 @@ class PlainDisplay:
             what,
             f"loss {_losses(now.losses)}",
             f"{now.images_per_second:.0f} img/s",
+            *loading(now.data_wait, now.left_out),
             mebibytes(now.memory_bytes),
             *scaling(now.skipped, now.scale),
             f"{duration(now.seconds_left)} left",

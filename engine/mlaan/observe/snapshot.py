@@ -14,6 +14,8 @@ class Snapshot:
         batch, batches: steps done in it, of how many.
         seconds, seconds_left: time spent, time expected; `seconds_left` is nan while nothing is known.
         test_loss, test_top1, best_top1: nan before the first test.
+        data_wait: the share of the time since the last reading, 0 to 1, that was spent waiting for batches.
+        left_out: training images that could not be read, in this process.
         skipped, scale: updates of modules that float16 overflowed in so far, and the least loss scale; None without.
     """
 
@@ -26,6 +28,8 @@ class Snapshot:
     seconds_left: float
     learning_rate: float
     images_per_second: float
+    data_wait: float
+    left_out: int
     memory_bytes: int
     losses: dict[str, float]
     top1: dict[str, float]

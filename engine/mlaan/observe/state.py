@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mlaan.data.loader import LoaderStats
 from mlaan.engine import Engine, Evaluation, StepResult
 from mlaan.observe.finite import NotFinite, first_bad_loss, first_bad_weight
 
@@ -15,6 +16,8 @@ class Batches(Sized, Iterable[Any], Protocol):
 
     After `load_state_dict` the next loop gives what was left of its epoch, which may be nothing.
     """
+
+    stats: LoaderStats
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Any, /) -> None: ...

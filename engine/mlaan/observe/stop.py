@@ -17,10 +17,15 @@ class StopRequest:
     """While entered, SIGINT and SIGTERM set `signal_number`; a SIGINT after that raises KeyboardInterrupt.
 
     Only for the main thread, as Python's signals are.
+
+    Attributes:
+        signal_number: the first signal that came; 0 before.
+        at_once: the first signal raises Stopped, wherever the program is: for work that leaves nothing behind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = False) -> None:
         self.signal_number = 0
+        self.at_once = at_once
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -34,3 +39,5 @@ class StopRequest:
         if self.signal_number and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = self.signal_number or number
+        if self.at_once:
+            raise Stopped(number)

@@ -28,6 +28,12 @@ def mebibytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 10 * 2**30 else f"{count / 2**20:.0f} MiB"
 
 
+def loading(wait: float, left_out: int) -> list[str]:
+    """How long the steps waited for images, where that is worth a word, and how many images could not be read."""
+    words = [f"{percent(wait)} waiting for data"] if wait >= 0.05 else []
+    return words + ([f"{counted(left_out, 'image')} left out"] if left_out else [])
+
+
 def scaling(skipped: int | None, scale: float | None) -> list[str]:
     """What float16's loss scales did, if there are any: the least of them, and the updates left out so far."""
     if skipped is None or scale is None:
