@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mlaan.cli import main
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README_FILE = Path(__file__).parents[2] / "README.md"
+README = README_FILE.read_text(encoding="utf-8")
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
@@ -20,9 +21,10 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_plan_commands_run(capsys, tmp_path, monkeypatch):
     lines = re.findall(r"^mlaan (plan .*?)\s*(?:#.*)?$", README.replace("\\\n", " "), re.MULTILINE)
-    assert len(lines) == 3
+    assert len(lines) == 4
     monkeypatch.chdir(tmp_path)
-    for line in lines[:2]:  # the third is like the second
+    (tmp_path / "configs").symlink_to(README_FILE.parent / "configs")
+    for line in lines[:3]:  # the last is like the one before
         assert main(line.split()) == 0
         assert "end-to-end" in capsys.readouterr().out.lower()
     assert (tmp_path / "plan.toml").exists()

@@ -33,7 +33,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     from mlaan.cli import main
 
     root = tmp_path_factory.mktemp("images")
-    make_folder(root / "folder", classes=4, train=240, val=24)
+    make_folder(root / "folder", classes=4, train=96, val=12)
     assert main(["data", "check", str(root / "folder"), "--workers", "1"]) == 0
     assert main(["data", "pack", str(root / "folder"), str(root / "packed"), "--size", "48", "--workers", "1"]) == 0
     return {"packed": root / "packed"} | dict.fromkeys(("torchvision", "memory", "synthetic", "dali"), root / "folder")
