@@ -88,19 +88,18 @@ def with_kernels(config: Config, device: str, *, is_here: bool = True) -> Config
 
 
 def choice_of(config: Config) -> Choice:
-    """The settings that decide a step's memory and time."""
+    """The settings that decide a step's memory and time; the batch is what runs at once."""
     partition, memory = config.partition, config.memory
     assert isinstance(config.data, ImageSource)
-    return Choice(
-        partition.modules, partition.cuts, memory.schedule, memory.window, memory.recompute, config.data.batch
-    )
+    batch = config.data.batch // config.train.accumulate
+    return Choice(partition.modules, partition.cuts, memory.schedule, memory.window, memory.recompute, batch)
 
 
 def with_choice(config: Config, choice: Choice) -> Config:
     """The settings with other ones of those."""
     partition = replace(config.partition, modules=choice.modules, cuts=choice.cuts)
     memory = replace(config.memory, schedule=choice.schedule, window=choice.window, recompute=choice.recompute)
-    batches = replace(config.data, batch=choice.batch)  # type: ignore[type-var]
+    batches = replace(config.data, batch=choice.batch * config.train.accumulate)  # type: ignore[type-var]
     return replace(config, partition=partition, memory=memory, data=batches)
 
 
@@ -134,6 +133,7 @@ def bench_for(config: Config, machine: Machine) -> Bench:
         config.optim.clip == "global",
         _normalisation(facts),
         channels_last,
+        train.accumulate,
     )
     return Bench(subject)
 
@@ -161,6 +161,13 @@ def _normalisation(facts: Facts) -> Normalisation:
 
 
 def _engine(config: Config, backbone: Backbone, image_shape: Sequence[int], normalisation: Normalisation) -> Engine:
+    assert isinstance(config.data, ImageSource)
+    batch, parts = config.data.batch, config.train.accumulate
+    if batch % parts:
+        raise UserError(
+            f"data.batch = {batch} cannot be cut into train.accumulate = {parts} equal parts: set data.batch = "
+            f"{max(1, batch // parts) * parts}"
+        )
     return Engine.from_config(
         backbone,
         config.method,
@@ -170,6 +177,7 @@ def _engine(config: Config, backbone: Backbone, image_shape: Sequence[int], norm
         image_shape,
         train=config.train,
         normalisation=normalisation,
+        sizes=config.data.smaller_sizes(),
     )
 
 

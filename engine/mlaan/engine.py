@@ -3,20 +3,20 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from inspect import signature
 from numbers import Real
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mlaan.config import MemoryConfig, MethodConfig, OptimConfig, PartitionConfig, TrainConfig, make
 from mlaan.errors import UserError
+from mlaan.evaluation import Evaluation, evaluate
 from mlaan.execute import (
     AUTOCAST,
     BatchCheck,
+    EagerExecutor,
     GraphExecutor,
     HeadCalls,
     LossScale,
@@ -28,8 +28,10 @@ from mlaan.execute import (
     make_work,
     shorten,
 )
+from mlaan.keywords import method_of, optim_of
 from mlaan.learning import Method, Normalisation, Site, cut
 from mlaan.models import Backbone, as_backbone, borrowed
+from mlaan.optim.average import WeightAverage
 from mlaan.optim.optimizer import Optimizer
 from mlaan.optim.states import state_bytes
 from mlaan.plan import build_graph, head_homes, make_plan
@@ -61,15 +63,6 @@ class StepResult:
         return self.correct / self.samples
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The exported backbone on held-out images: mean cross-entropy, top-1 accuracy (0 to 1), number of images."""
-
-    loss: float
-    top1: float
-    samples: int
-
-
 class Engine:
     """Trains a network by supervised local learning.
 
@@ -91,6 +84,9 @@ class Engine:
         kernels: "auto", "reference" or "triton"; see `TrainConfig`. `engine.kernels` tells what it came to.
         executor: "eager", "streams" or "graph"; see `TrainConfig`.
         compile: "off" or "modules"; see `TrainConfig`.
+        accumulate: parts that every batch is cut into, as even as it goes, before one update; see `TrainConfig`.
+        average: decay of a moving average of the weights, which `evaluate` takes; 0: none. See `TrainConfig`.
+        sizes: further (H, W) of images that may come, beside those of `input_shape`.
         optim: "sgd", "lars", "adamw", "lamb", or a config object such as `AdamWConfig(learning_rate=1e-3)`.
         learning_rate, momentum, nesterov, weight_decay: of the optimizer named, where it has them.
             `engine.learning_rate` may be set before any step.
@@ -118,6 +114,9 @@ class Engine:
         weights: str = "float32",
         executor: str = "eager",
         compile: str = "off",
+        accumulate: int = 1,
+        average: float = 0.0,
+        sizes: Sequence[tuple[int, int]] = (),
         optim: str | OptimConfig = "sgd",
         learning_rate: float | None = None,
         momentum: float | None = None,
@@ -125,29 +124,12 @@ class Engine:
         weight_decay: float | None = None,
         **options: Any,
     ) -> None:
-        if isinstance(method, type):
-            raise UserError(f"method = {method.__name__} is a class: give an object of it, {method.__name__}()")
+        chosen = method_of(method, options, list(signature(Engine.__init__).parameters))
         if not isinstance(input_shape, Sequence):
             raise UserError(f"input_shape = {input_shape!r} must be (C, H, W), such as (3, 32, 32)")
-        if isinstance(method, str):
-            if method not in MethodConfig.choices:
-                known = ", ".join(sorted(MethodConfig.choices))
-                raise UserError(f"method = {method!r} must be one of {known}; your own: import its module first")
-            kind, settings = MethodConfig.choices[method], options
-            _require_known(options, method, [f.name for f in fields(cast(Any, kind))])
-        elif options:
-            raise UserError(f"{next(iter(options))!r} belongs into the method's own config: method={method!r}")
-        else:
-            kind, settings = type(method), {f.name: getattr(method, f.name) for f in fields(cast(Any, method))}
-        chosen = make(kind, "method", **settings)
         memory = make(MemoryConfig, "memory", schedule=schedule, window=window, recompute=recompute)
-        numbers = {
-            "learning_rate": learning_rate,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-        }
-        optim = _optim(optim, {name: number for name, number in numbers.items() if number is not None})
+        numbers = {"learning_rate": learning_rate, "momentum": momentum, "nesterov": nesterov}
+        optim = optim_of(optim, numbers | {"weight_decay": weight_decay})
         partition = make(
             PartitionConfig, "partition", modules=modules, cuts=cuts if isinstance(cuts, str) else tuple(cuts)
         )
@@ -160,9 +142,11 @@ class Engine:
             weights=weights,
             executor=executor,
             compile=compile,
+            accumulate=accumulate,
+            average=average,
         )
         backbone = as_backbone(model, tuple(input_shape))
-        self._assemble(backbone, chosen, partition, memory, optim, layout, tuple(input_shape), normalisation)
+        self._assemble(backbone, chosen, partition, memory, optim, layout, tuple(input_shape), normalisation, sizes)
 
     @classmethod
     def from_config(
@@ -176,11 +160,12 @@ class Engine:
         *,
         train: TrainConfig | None = None,
         normalisation: Normalisation | None = None,
+        sizes: Sequence[tuple[int, int]] = (),
     ) -> "Engine":
-        """An engine out of config sections, as the command line makes it; of `train` it takes what arithmetic it is."""
+        """An engine out of config sections, as the command line makes it; of `train` it takes how a step is run."""
         engine = cls.__new__(cls)
         train = train or TrainConfig()
-        engine._assemble(backbone, method, partition, memory, optim, train, tuple(input_shape), normalisation)
+        engine._assemble(backbone, method, partition, memory, optim, train, tuple(input_shape), normalisation, sizes)
         return engine
 
     def _assemble(
@@ -193,6 +178,7 @@ class Engine:
         train: TrainConfig,
         input_shape: tuple[int, ...],
         normalisation: Normalisation | None,
+        sizes: Sequence[tuple[int, int]],
     ) -> None:
         self.backbone, self.method, self.input_shape = backbone, method, input_shape
         block_shapes = backbone.block_shapes(input_shape)
@@ -213,8 +199,14 @@ class Engine:
         self.autocast, self.precision = make_autocast(train.precision, example), train.precision
         self.dtype: torch.dtype = AUTOCAST.get(train.precision, example.dtype)
         self.batch_check = BatchCheck(
-            backbone, self.partition, self.supervision, input_shape, channels_last=channels_last
+            backbone, self.partition, self.supervision, input_shape, channels_last=channels_last, sizes=sizes
         )
+        self.accumulate = train.accumulate
+        if train.accumulate > 1 and train.executor != "eager":
+            raise UserError(
+                f"train.accumulate = {train.accumulate} runs a batch's parts task by task, which train.executor = "
+                f"{train.executor!r} does not: set train.executor = 'eager'"
+            )
         masters = shorten((backbone.net, self.heads), torch.bfloat16) if train.weights == "bfloat16" else {}
         self.settings = None
         asked = train.kernels == "triton" or memory.recompute == "fused"
@@ -228,6 +220,8 @@ class Engine:
         self.state_bytes = state_bytes(optim, torch.bfloat16 if masters else example.dtype)
         groups = self._groups(modules)
         self.optimizer = Optimizer(groups, self.supervision.twins, self._names(), optim, masters)
+        masters = self.optimizer.states.masters
+        self.average = WeightAverage(backbone.net, train.average, masters) if train.average else None
         self.loss_scale = None
         if train.precision == "float16":
             home = head_homes(self.supervision)
@@ -269,37 +263,36 @@ class Engine:
 
     def _run(self, images: Tensor, labels: Tensor, *, update: bool) -> StepResult:
         images, labels = self.batch_check(images, labels, training=True)
+        parts = min(self.accumulate, len(images)) if update else 1
         with arithmetic(self.precision):
-            losses, correct = self.executor.run(images, labels, update=update)
+            if parts > 1:
+                assert isinstance(self.executor, EagerExecutor)
+                cut_up = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
+                losses, correct = self.executor.run_parts(list(cut_up))
+            else:
+                losses, correct = self.executor.run(images, labels, update=update)
+        if update and self.average is not None:
+            self.average.update()
         return StepResult(losses, correct, images.shape[0])
 
-    @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-        """The backbone alone, in evaluation mode, on (images, labels) batches.
+        """The backbone alone, in evaluation mode, on (images, labels) batches; with its average, if there is one.
 
         Raises:
             UserError: no batch came.
         """
-        loss = torch.zeros((), device=self.device, dtype=torch.float64)
-        correct = torch.zeros((), device=self.device, dtype=torch.int64)
-        samples = 0
-        self.backbone.net.eval()
+        weights = None if self.average is None else self.average.weights()
+        arithmetic: Any = {"autocast": self.autocast, "precision": self.precision}
         try:
-            for pair in batches:
-                if isinstance(pair, Tensor):
-                    raise UserError("batches must hold (images, labels) pairs: write [(images, labels)] for one")
-                images, labels = self.batch_check(*pair, training=False)
-                with self.autocast(), arithmetic(self.precision):
-                    logits = self.backbone.net(images)
-                logits = logits.to(images.dtype)
-                loss += F.cross_entropy(logits, labels, reduction="sum")
-                correct += (logits.argmax(1) == labels).sum()
-                samples += images.shape[0]
+            return evaluate(self.backbone.net, batches, self.batch_check, **arithmetic, weights=weights)
         finally:
             self._train_mode()
-        if not samples:
-            raise UserError("batches is empty: there is nothing to evaluate on")
-        return Evaluation(loss.item() / samples, correct.item() / samples, samples)
+
+    def take_average(self) -> None:
+        """Makes the averaged weights the backbone's own, for its export; there is no going on with training then."""
+        if self.average is not None:
+            self.backbone.net.load_state_dict(self.average.weights())
+            self.average = None
 
     @property
     def learning_rate(self) -> float:
@@ -313,7 +306,8 @@ class Engine:
         self.optimizer.learning_rate = float(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a later step depends on: backbone, heads with twins, optimizer, learning rate, loss scales.
+        """Everything that later steps and tests depend on: backbone, heads with twins, optimizer, learning rate, loss
+        scales, average of the weights.
 
         Tensors, numbers and strings only, so that it loads with `weights_only=True`. The values are the live
         tensors: copy or save them before the next step.
@@ -325,6 +319,7 @@ class Engine:
             "optimizer": self.optimizer.state_dict(),
             "learning_rate": self.learning_rate,
             "loss_scale": {} if self.loss_scale is None else self.loss_scale.state_dict(),
+            "average": {} if self.average is None else self.average.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -351,12 +346,19 @@ class Engine:
             raise UserError(f"learning_rate = {rate!r} of the state is no rate: another file's?")
         if bool(state.get("loss_scale")) != (self.loss_scale is not None):
             raise UserError("the state and the engine differ in train.precision = 'float16': use the run's own config")
+        average = state.get("average", {})
+        if bool(average) != (self.average is not None):
+            raise UserError("the state and the engine differ in train.average being 0: use the run's own config")
+        if self.average is not None:
+            self.average.check(average)
         self.optimizer.load_state_dict(state.get("optimizer", {}))
         self.backbone.net.load_state_dict(state["backbone"])
         self.heads.load_state_dict(state["heads"])
         self.learning_rate = state["learning_rate"]
         if self.loss_scale is not None:
             self.loss_scale.load_state_dict(state["loss_scale"])
+        if self.average is not None:
+            self.average.load_state_dict(average)
 
     def describe(self, batch: int, machine: Machine | None = None) -> dict[str, Any]:
         """The step plan's figures for a batch, as plain data; `mlaan.plan.report.as_text` puts it in lines.
@@ -367,7 +369,7 @@ class Engine:
         return report(self.planned(batch, machine))
 
     def planned(self, batch: int, machine: Machine | None = None) -> Planned:
-        """All that predictions are made of."""
+        """All that predictions are made of, for a batch, or a part of one, that runs at once."""
         return Planned(
             self.site,
             self.supervision,
@@ -378,6 +380,7 @@ class Engine:
             machine,
             self.state_bytes,
             "tf32" if self.precision == "tf32" else None,
+            self.accumulate,
         )
 
     def _lanes_for(self, shape: tuple[int, ...]) -> LanePlan:
@@ -436,24 +439,3 @@ def _extra_heads(losses: Iterable[Any], backbone: Backbone) -> list[nn.Module]:
     """Every head once, less the backbone's own classifier."""
     heads = {id(loss.head): loss.head for loss in losses if loss.head is not backbone.classifier}
     return list(heads.values())
-
-
-def _require_known(options: Iterable[str], method: str, known: Sequence[str]) -> None:
-    """Raises UserError for a keyword that neither the engine nor the method has."""
-    own = [name for name in signature(Engine.__init__).parameters if name not in ("self", "options")]
-    for name in options:
-        if name not in known:
-            likely = get_close_matches(name, [*own, *known], n=1) or get_close_matches(name, own, n=1, cutoff=0.4)
-            hint = f"did you mean {likely[0]!r}?" if likely else f"choose from {', '.join([*own, *known])}"
-            raise UserError(f"{name!r} is no keyword of Engine and no setting of method {method!r}: {hint}")
-
-
-def _optim(optim: str | OptimConfig, numbers: dict[str, Any]) -> OptimConfig:
-    """The optimizer's settings; raises UserError for a name that there is not, and for numbers that do not fit."""
-    if isinstance(optim, OptimConfig):
-        if numbers:
-            raise UserError(f"{next(iter(numbers))!r} belongs into the optimizer's own config: optim={optim!r}")
-        return optim
-    if optim not in OptimConfig.choices:
-        raise UserError(f"optim = {optim!r} must be one of {', '.join(sorted(OptimConfig.choices))}")
-    return make(OptimConfig.choices[optim], "optim", **numbers)

@@ -57,6 +57,7 @@ def save(
     all, and only after the comparison.
 
     Args:
+        source: of an engine with an average of the weights, that is written.
         image_shape: (C, H, W); an engine knows it.
         form: which of the two.
         normalisation: mean and standard deviation of each channel where 255 is 1; an engine may know it.
@@ -73,6 +74,8 @@ def save(
     if image_shape is None:
         raise UserError("image_shape = None: say the shape (C, H, W) of the images that a Backbone is exported for")
     net = copy.deepcopy(backbone.net).cpu().eval().requires_grad_(False)
+    if isinstance(source, Engine) and source.average is not None:
+        net.load_state_dict(source.average.weights())
     metadata = _metadata(backbone, image_shape, normalisation) | dict(about or {})
     images = torch.randn(3, *image_shape, generator=torch.Generator().manual_seed(0)).to(next(net.parameters()).dtype)
     with torch.no_grad():

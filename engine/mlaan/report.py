@@ -51,6 +51,7 @@ def _test(tested: dict[str, Any], epoch: int) -> dict[str, str]:
     when = "" if tested["epoch"] == epoch else f" after epoch {tested['epoch']}"
     return {
         "test top-1": f"{percent(tested['test_top1'])} of the exported backbone{when} (loss {tested['test_loss']:.4f})",
+        **({"test top-5": percent(tested["test_top5"])} if "test_top5" in tested else {}),
         "best": f"{percent(tested['best_top1'])} after epoch {tested['best_epoch']} of {epoch}, by the test",
     }
 

@@ -1,6 +1,7 @@
 """`mlaan eval`: the exported backbone of a checkpoint on the test images."""
 
 import argparse
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,29 +15,37 @@ from mlaan.errors import UserError
 from mlaan.observe.words import percent
 from mlaan.run_folder import RunFolder
 
+_CHANGEABLE = ("data.", "train.device", "train.precision", "train.kernels", "train.channels_last")
+
 
 def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
-    """Prints top-1 accuracy and loss."""
+    """Prints accuracies and loss."""
     given = Path(arguments.path)
     path = RunFolder.open(given).last if given.is_dir() else given
     saved = checkpoint.load(path)
-    parts = build(settings_of(saved.config, overrides))
+    engine, _, test_batches, *_ = build(settings_of(saved.config, overrides, _CHANGEABLE))
+    # loss scales belong to the precision of the training, which a test need not share
+    scales = {} if engine.loss_scale is None else engine.loss_scale.state_dict()
     try:
-        parts.engine.load_state_dict(saved.engine)
+        engine.load_state_dict(saved.engine | {"loss_scale": scales})
     except UserError as error:
         raise UserError(f"{path} does not fit these settings: {error}") from None
-    result = parts.engine.evaluate(parts.test_batches)
+    result = engine.evaluate(test_batches)
     print(f"top-1   {percent(result.top1)} ({round(result.top1 * result.samples)} of {result.samples} images)")
+    if not math.isnan(result.top5):
+        print(f"top-5   {percent(result.top5)}")
     print(f"loss    {result.loss:.4f}")
-    print(f"weights {path}, after epoch {saved.progress['epoch']}, step {saved.progress['step']}")
+    when = f"after epoch {saved.progress['epoch']}, step {saved.progress['step']}"
+    print(f"weights {path}, {when}{', their average' if engine.average is not None else ''}; in {engine.precision}")
     return 0
 
 
-def settings_of(text: str, overrides: Overrides) -> Config:
-    """A checkpoint's settings, with other data.* and train.device; UserError for any other override."""
+def settings_of(text: str, overrides: Overrides, changeable: tuple[str, ...] = ("data.", "train.device")) -> Config:
+    """A checkpoint's settings, with others of the `changeable` ones; UserError for any other override."""
     for key, value in overrides:
-        if not key.startswith("data.") and key != "train.device":
-            raise UserError(f"--{key} {value} cannot change a trained network: only data.* and train.device can")
+        if not key.startswith(changeable):
+            *names, last = (f"{name}*" if name.endswith(".") else name for name in changeable)
+            raise UserError(f"--{key} {value} cannot change a trained network: only {', '.join(names)} and {last} can")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.toml"
         file.write_text(text, encoding="utf-8")

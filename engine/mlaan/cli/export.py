@@ -25,7 +25,8 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     channels, *size = facts.image_shape
     backbone = models.build(config.model.name, facts.classes, channels, size)
     try:
-        backbone.net.load_state_dict(saved.engine["backbone"])
+        average = saved.engine.get("average") or {}
+        backbone.net.load_state_dict(average.get("weights", saved.engine["backbone"]))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path} does not fit {config.model.name} for these data: {reason}") from None
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
         about={"model": config.model.name, "method": config.method.name, "data": config.data.name, "epoch": str(epoch)},
     )
     shape = "x".join(map(str, facts.image_shape))
-    print(f"{backbone.name}, {facts.classes} classes, images of {shape}, from {path} after epoch {epoch}")
+    of = ", the average of the weights" if average else ""
+    print(f"{backbone.name}, {facts.classes} classes, images of {shape}, from {path} after epoch {epoch}{of}")
     for file, difference in exported.differences.items():
         print(f"{file}  {mebibytes(file.stat().st_size)}, read again: logits differ by at most {difference:.1e}")
     print(f"(the largest logit is {exported.largest:.1e})")

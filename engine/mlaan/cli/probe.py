@@ -68,6 +68,7 @@ def _load(folder: RunFolder, overrides: Overrides) -> _Run:
         parts.engine.load_state_dict(saved.engine)
     except UserError as error:
         raise UserError(f"{folder.last} does not fit {folder.config}: {error}") from None
+    parts.engine.take_average()
     return _Run(folder, parts, saved.progress["epoch"])
 
 

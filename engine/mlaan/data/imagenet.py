@@ -82,6 +82,9 @@ class ImageNet(ImageSource, DataConfig, name="imagenet"):
     def facts(self) -> Facts:
         return Facts(self.classes, (3, self.size, self.size), _MEAN, _STD, None)
 
+    def smaller_sizes(self) -> list[tuple[int, int]]:
+        return [(size, size) for size in self.view_plan().sizes() if size != self.size]
+
     def view_plan(self) -> ViewPlan:
         """What of an image is seen, in each epoch."""
         resize = self.resize or round(self.size * _RESIZE_BY_SIZE)

@@ -76,6 +76,10 @@ class ImageSource(ABC):
     def facts(self) -> Facts:
         """What the settings alone say; reads no file."""
 
+    def smaller_sizes(self) -> list[tuple[int, int]]:
+        """(H, W) that training images have before they have grown to those of `facts`."""
+        return []
+
     @abstractmethod
     def loaders(self, device: torch.device | str, seed: int) -> Loaders:
         """Batches on `device`; `seed` decides order and augmentation.

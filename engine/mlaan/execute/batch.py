@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mlaan.errors import UserError
-from mlaan.learning import Partition, Supervision
+from mlaan.learning import LocalLoss, Partition, Supervision
 from mlaan.models import Backbone, on_meta
 
 
@@ -17,9 +17,11 @@ class BatchCheck:
         backbone: its first weight tells dtype and device.
         input_shape: (C, H, W) of one image.
         channels_last: lay images out as (N, H, W, C) in memory.
+        sizes: further (H, W) that images may have.
 
     Raises:
-        UserError: the weights are neither float32 nor float64.
+        UserError: the weights are neither float32 nor float64, or the network, a head or a loss is made for one size
+            alone.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class BatchCheck:
         input_shape: Sequence[int],
         *,
         channels_last: bool = False,
+        sizes: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone, self.partition, self.supervision = backbone, partition, supervision
@@ -38,6 +41,10 @@ class BatchCheck:
         self.device, self.dtype = example.device, example.dtype
         if self.dtype not in (torch.float32, torch.float64):
             raise UserError(f"the model's weights are {self.dtype}: make it float32 or float64")
+        channels = self.input_shape[0]
+        self.shapes = {self.input_shape, *((channels, *size) for size in sizes)}
+        for shape in sorted(self.shapes - {self.input_shape}):
+            self._try_size(shape)
 
     def __call__(self, images: Tensor, labels: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
         """The batch on the engine's device.
@@ -52,7 +59,7 @@ class BatchCheck:
                 raise UserError(
                     f"{name} are a {type(value).__name__}: make them a tensor, such as torch.as_tensor({name})"
                 )
-        if tuple(images.shape[1:]) != self.input_shape:
+        if tuple(images.shape[1:]) not in self.shapes:
             found, made = ("x".join(map(str, shape)) for shape in (images.shape[1:], self.input_shape))
             raise UserError(f"images of {found} (C x H x W) came to an engine made for {made}: set input_shape")
         if images.dtype != self.dtype:
@@ -76,16 +83,31 @@ class BatchCheck:
 
     def _check_single(self) -> None:
         """One image is enough for a step unless a BatchNorm sees it as one pixel: tried on the meta device."""
-        heads: dict[int, list[torch.nn.Module]] = {}
-        for loss in self.supervision.losses:
-            heads.setdefault(self.partition.spans[loss.module][1] - 1, []).append(loss.head)
         try:
-            h = on_meta(self.backbone.stem)(torch.empty(1, *self.input_shape, device="meta", dtype=self.dtype))
-            for i, block in enumerate(self.backbone.blocks):
-                h = on_meta(block.module)(h)
-                for head in heads.get(i, []):
-                    on_meta(head)(h)
+            self._run_on_meta(torch.empty(1, *self.input_shape, device="meta", dtype=self.dtype))
         except ValueError as error:
             raise UserError(
                 f"a batch of one image is too small for a BatchNorm ({error}): use larger batches, drop_last=True"
             ) from None
+
+    def _try_size(self, shape: tuple[int, ...]) -> None:
+        try:
+            self._run_on_meta(torch.empty(2, *shape, device="meta", dtype=self.dtype))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            found, made = ("x".join(map(str, one[1:])) for one in (shape, self.input_shape))
+            raise UserError(
+                f"images of {found} do not go through {self.backbone.name} with these heads, which are made for {made} "
+                f"alone ({' '.join(str(error).split())[:200]}): set data.start_size = 0, or choose another method.name"
+            ) from None
+
+    def _run_on_meta(self, images: Tensor) -> None:
+        """Everything that a step computes forward, on the meta device."""
+        losses: dict[int, list[LocalLoss]] = {}
+        for loss in self.supervision.losses:
+            losses.setdefault(self.partition.spans[loss.module][1] - 1, []).append(loss)
+        labels = torch.zeros(len(images), device="meta", dtype=torch.int64)
+        h = on_meta(self.backbone.stem)(images)
+        for i, block in enumerate(self.backbone.blocks):
+            h = on_meta(block.module)(h)
+            for loss in losses.get(i, []):
+                loss.criterion(on_meta(loss.head)(h), images, labels)

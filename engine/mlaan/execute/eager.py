@@ -21,6 +21,9 @@ Watch = Callable[[Step, StepState], AbstractContextManager[object]]
 """Gives a context that each step of the plan runs in, to measure it or to look at what it leaves."""
 
 
+_UPDATES = (Kind.NORM, Kind.UPDATE)
+
+
 class Updates(Protocol):
     """Who moves weights and twins."""
 
@@ -95,9 +98,51 @@ class EagerExecutor:
         state = StepState(self, images, labels)
         with using(self.kernels):
             for step in self.plan.steps:
-                if update or step.task.kind not in (Kind.NORM, Kind.UPDATE):
+                if update or step.task.kind not in _UPDATES:
                     self._run_step(state, step)
         return self._results(state, update)
+
+    def run_parts(self, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """One training step on a batch that is cut into parts: their gradients are added up before one update.
+
+        A part counts by its share of the images, so that the gradient is that of the mean loss over all of them, as
+        long as no BatchNorm tells the parts apart. Gradients that are there already count as they are. With loss scales
+        a module is updated if no part overflowed in it.
+
+        Args:
+            parts: (images, labels) of each, as for `run`.
+
+        Returns:
+            As `run`: means of the losses over all images, and the right answers of all parts.
+
+        Raises:
+            StepMemoryError: the device's memory does not do; it names the task.
+        """
+        sizes = [len(images) for images, _ in parts]
+        total, states, losses = sum(sizes), [], []
+        if self.has_gradients():
+            self._multiply_gradients(total / sizes[0])
+        with using(self.kernels):
+            for (images, labels), size, before in zip(parts, sizes, [0, *sizes], strict=False):
+                if before and before != size:
+                    self._multiply_gradients(before / size)  # they are sums in units of the present part
+                states.append(StepState(self, images, labels, states[0].scale if states else None))
+                for step in self.plan.steps:
+                    if step.task.kind not in _UPDATES:
+                        self._run_step(states[-1], step)
+                found, correct = self._results(states[-1], update=False)
+                losses.append((found * (size / total), correct))
+            self._multiply_gradients(sizes[-1] / total)
+            for step in self.plan.steps:
+                if step.task.kind in _UPDATES:
+                    self._run_step(states[-1], step)
+        self._results(states[-1], update=True)
+        return torch.stack([loss for loss, _ in losses]).sum(0), torch.stack([right for _, right in losses]).sum(0)
+
+    @torch.no_grad()
+    def _multiply_gradients(self, factor: float) -> None:
+        grads = [weight.grad for weights in self.weights for weight in weights if weight.grad is not None]
+        torch._foreach_mul_(grads, factor)  # pyright: ignore[reportPrivateImportUsage]
 
     def _run_step(self, state: StepState, step: Step) -> None:
         try:

@@ -129,8 +129,10 @@ class StepScale:
         return frozenset(k for j in some for k in keeper._sharing[j])
 
     def look_at_head(self, loss: int, tensors: Sequence[Tensor]) -> None:
-        """Note whether a head's cotangent and gradients are finite."""
+        """Note whether a head's cotangent and gradients are finite, in this part of a batch and those before."""
         finite = [tensor.sum(dtype=torch.float32).isfinite() for tensor in tensors]
+        if loss in self.sound_heads:
+            finite.append(self.sound_heads[loss])
         self.sound_heads[loss] = torch.stack(finite).all()
 
     def may_update(self, module: int, finite: Tensor) -> Tensor:

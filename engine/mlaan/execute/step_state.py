@@ -14,15 +14,24 @@ from mlaan_kernels.grad_norm import grad_norm
 
 if TYPE_CHECKING:
     from mlaan.execute.eager import EagerExecutor
+    from mlaan.execute.loss_scale import StepScale
 
 
 class StepState:
-    """One training step of an executor, plan step by plan step."""
+    """One training step of an executor, plan step by plan step.
 
-    def __init__(self, executor: "EagerExecutor", images: Tensor, labels: Tensor) -> None:
+    Args:
+        scale: loss scales of an earlier part of the same step, which it shares; None: those of a new step.
+    """
+
+    def __init__(
+        self, executor: "EagerExecutor", images: Tensor, labels: Tensor, scale: "StepScale | None" = None
+    ) -> None:
         self.executor, self.images, self.labels = executor, images, labels
         self.graph = executor.plan.graph
-        self.scale = None if executor.loss_scale is None else executor.loss_scale.begin()
+        self.scale = scale
+        if scale is None and executor.loss_scale is not None:
+            self.scale = executor.loss_scale.begin()
         self.inputs: dict[int, Tensor] = {0: images}
         self.sources: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}

@@ -3,7 +3,8 @@
 Keys of every line: type ("step" or "epoch"), epoch (from 1), step, seconds, learning_rate, images_per_second,
 data_wait (share of the time since the last line, 0 to 1, that steps waited for images), left_out (images that could not
 be read), memory_bytes, losses and top1 (by local loss, means over the epoch so far). A line of type "epoch" also has
-test_loss, test_top1, best_top1, best_epoch, if the epoch was tested. Accuracies are from 0 to 1.
+test_loss, test_top1, test_top5 (of more than five classes), best_top1, best_epoch, if the epoch was tested. Accuracies
+are from 0 to 1.
 """
 
 import importlib.util
@@ -79,6 +80,17 @@ def read_epochs(path: Path) -> list[dict[str, Any]]:
     return [record for record in records if record["type"] == "epoch"]
 
 
+_SCALARS = (
+    "learning_rate",
+    "images_per_second",
+    "data_wait",
+    "memory_bytes",
+    "test_loss",
+    "test_top1",
+    "test_top5",
+)
+
+
 class TensorBoardLog:
     """Writes the lines of a `MetricsLog` as TensorBoard scalars; needs the package tensorboard.
 
@@ -101,7 +113,7 @@ class TensorBoardLog:
         for group in ("losses", "top1", "loss_scales"):
             for name, value in record.get(group, {}).items():
                 self._writer.add_scalar(f"{group}/{name}", value, step)
-        for name in ("learning_rate", "images_per_second", "data_wait", "memory_bytes", "test_loss", "test_top1"):
+        for name in _SCALARS:
             if name in record:
                 self._writer.add_scalar(name, record[name], step)
 

@@ -249,6 +249,7 @@ class Recorder:
             top1={n: t for n, t, gives in zip(names, means.top1, predicts, strict=True) if gives},
             test_loss=evaluation.loss if evaluation else math.nan,
             test_top1=evaluation.top1 if evaluation else math.nan,
+            test_top5=evaluation.top5 if evaluation else math.nan,
             best_top1=state.best_top1 if state.best_epoch else math.nan,
             skipped=None if scale is None else int(scale.skipped.sum()),
             scale=None if scale is None else float(scale.scales.min()),
@@ -274,4 +275,6 @@ class Recorder:
         if not math.isnan(now.test_top1):
             best = {"best_top1": self._state.best_top1, "best_epoch": self._state.best_epoch}
             record |= {"test_loss": now.test_loss, "test_top1": now.test_top1, **best}
+            if not math.isnan(now.test_top5):
+                record["test_top5"] = now.test_top5
         self._logs.write(record)

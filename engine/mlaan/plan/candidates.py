@@ -55,6 +55,7 @@ class Subject:
         global_norm: whether all gradients are clipped together.
         normalisation: of the images.
         channels_last: whether weights are laid out so: the backbone's are, heads' will be.
+        accumulate: parts that a batch of training is cut into; a choice's batch is one of them.
     """
 
     backbone: Backbone
@@ -69,6 +70,7 @@ class Subject:
     global_norm: bool = False
     normalisation: Normalisation | None = None
     channels_last: bool = False
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ class Bench:
                 device=subject.machine.kind,
                 optimizer_bytes=subject.optimizer_bytes,
                 straight=not exact,
+                accumulate=subject.accumulate,
             ),
         )
 

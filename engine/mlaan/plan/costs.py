@@ -72,7 +72,8 @@ class PlanCosts:
         heads: each loss's auxiliary network with the loss.
         input_bytes: of the images.
         fused: whether fused kernels run the plan.
-        static: bytes that are there before and after a step: "parameters", "twins", "optimizer", "buffers".
+        static: bytes that are there before and after a step: "parameters", "twins", "optimizer", "buffers"; where a
+            batch is cut into parts, "held": gradients of the parts before, and the others' images.
         update_bytes: for each module what its Update reads and writes.
         dtype: of activations.
         batch: images in a step.
@@ -171,6 +172,7 @@ def combine(
     device: Device = "cuda",
     optimizer_bytes: int = OPTIMIZER_BYTES,
     straight: bool = False,
+    accumulate: int = 1,
 ) -> PlanCosts:
     """Costs of a partition's modules out of those of stem and blocks, and of every loss with its head.
 
@@ -179,6 +181,7 @@ def combine(
         fused: fused kernels run the plan, which never spread a light head's cotangent over the pixels.
         device, straight: as for `measure_parts`.
         optimizer_bytes: of optimizer state per trained parameter.
+        accumulate: batches of `images` whose gradients are added up before one update.
     """
     stem, *blocks = parts
     modules = tuple(chain([*([stem] if a == 0 else []), *blocks[a:b]]) for a, b in partition.spans)
@@ -191,7 +194,10 @@ def combine(
         heads.append(measured.cost(homes[id(loss.head)], alike[0], light=fused and light_shape(loss) is not None))
     static, update = _static(modules, supervision, homes, optimizer_bytes)
     size = shape_bytes(images, dtype)
-    return PlanCosts(modules, tuple(heads), size, fused, static, update, dtype, images[0])
+    costs = PlanCosts(modules, tuple(heads), size, fused, static, update, dtype, images[0])
+    if accumulate > 1:
+        costs.static["held"] = costs.gradient_bytes + (accumulate - 1) * size
+    return costs
 
 
 def _static(

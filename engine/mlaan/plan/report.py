@@ -22,6 +22,7 @@ KINDS = (
     "twins",
     "optimizer",
     "buffers",
+    "held",
     "images",
     "gradient",
     "saved",
@@ -42,6 +43,7 @@ class Planned:
         machine: that it is to run on, for times and workspace; None: memory on the backbone's own device, no times.
         optimizer_bytes: of optimizer state per trained parameter.
         precision: of matrix products, as `Machine.peak` has it; None: the dtype's.
+        accumulate: parts that a batch of training is cut into; `batch` is then one of them.
     """
 
     site: Site
@@ -53,6 +55,7 @@ class Planned:
     machine: Machine | None = None
     optimizer_bytes: int = OPTIMIZER_BYTES
     precision: str | None = None
+    accumulate: int = 1
 
     @property
     def device(self) -> Device:
@@ -80,6 +83,7 @@ class Planned:
             fused=fused,
             device=self.device,
             optimizer_bytes=self.optimizer_bytes,
+            accumulate=self.accumulate,
         )
 
 
@@ -99,6 +103,7 @@ def report(planned: Planned) -> dict[str, Any]:
     return {
         "backbone": site.backbone.name,
         "batch": planned.batch,
+        "accumulate": planned.accumulate,
         "dtype": str(planned.dtype).removeprefix("torch."),
         "fused": fused,
         "device": planned.device,
@@ -235,8 +240,9 @@ def as_text(figures: dict[str, Any], *, alive: bool = True) -> str:
     """The report as lines for a terminal; with `alive` also, by kind, what is alive at the peak."""
     size = "x".join(map(str, figures["input_shape"]))
     fused = ", fused blocks" if figures["fused"] else ""
+    part = f" (a part; {figures['accumulate']} before one update)" if figures["accumulate"] > 1 else ""
     lines = [
-        f"{figures['backbone']}, batch {figures['batch']} of {size}, {figures['dtype']}{fused}; "
+        f"{figures['backbone']}, batch {figures['batch']}{part} of {size}, {figures['dtype']}{fused}; "
         f"live window {figures['window']} of {len(figures['modules'])} modules",
         "",
         f"{'module':>6}  {'blocks':<11} {'losses (reach)':<32} {'passes':<10} {'GFLOP':>8} {'heads':>7} "
