@@ -8,7 +8,7 @@ import torch
 
 from mlaan import data, models
 from mlaan.config import Config
-from mlaan.data import Described, Facts, ImageSource, Loader
+from mlaan.data import Described, Facts, ImageSource, Loader, Mixing
 from mlaan.engine import Engine
 from mlaan.errors import UserError
 from mlaan.execute import AUTOCAST, choose_kernels, shorten
@@ -46,7 +46,15 @@ def build(config: Config) -> Parts:
     backbone = models.build(config.model.name, dataset.classes, channels, size, config.model.weights)
     backbone.net.to(device)
     engine = _engine(config, backbone, dataset.image_shape, (dataset.mean, dataset.std))
+    if soft := _soft_labels(config):
+        train_batches.change = Mixing(dataset.classes, config.train.seed, **soft)
     return Parts(engine, train_batches, test_batches, dataset, loaders.notes)
+
+
+def _soft_labels(config: Config) -> dict[str, float]:
+    """The settings that make soft labels, as far as they are on."""
+    names = ("label_smoothing", "mixup", "cutmix")
+    return {name: value for name in names if (value := getattr(config.train, name))}
 
 
 def engine_alone(config: Config, normalisation: Normalisation) -> Engine:
@@ -168,7 +176,7 @@ def _engine(config: Config, backbone: Backbone, image_shape: Sequence[int], norm
             f"data.batch = {batch} cannot be cut into train.accumulate = {parts} equal parts: set data.batch = "
             f"{max(1, batch // parts) * parts}"
         )
-    return Engine.from_config(
+    engine = Engine.from_config(
         backbone,
         config.method,
         config.partition,
@@ -179,6 +187,14 @@ def _engine(config: Config, backbone: Backbone, image_shape: Sequence[int], norm
         normalisation=normalisation,
         sizes=config.data.smaller_sizes(),
     )
+    picky = next((loss for loss in engine.supervision.losses if loss.needs_classes), None)
+    if picky and (soft := _soft_labels(config)):
+        name, value = next(iter(soft.items()))
+        raise UserError(
+            f"train.{name} = {value} makes soft labels, but the loss {picky.name} of method.name = "
+            f"{config.method.name!r} compares images by their class: set train.{name} = 0, or method.loss = 'softmax'"
+        )
+    return engine
 
 
 def choose_device(name: str) -> torch.device:

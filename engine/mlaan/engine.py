@@ -250,7 +250,8 @@ class Engine:
 
         Args:
             images: (N, C, H, W) of the model's dtype, on any device.
-            labels: (N,) int64, each from 0 to classes - 1.
+            labels: (N,) int64, each from 0 to classes - 1; or (N, classes) probabilities of a float dtype, which the
+                right answers are counted by the likeliest of.
 
         Raises:
             UserError: the batch does not fit; nothing has moved then.

@@ -39,9 +39,8 @@ class Ground:
         heads: by the name of their loss.
         copies: for every block of a head the labels of the blocks whose weights it began with.
         alike: for every block of a head the labels of the blocks whose weights have the shapes of its own.
-        images, labels: the batch.
+        images, labels: the batch; labels are classes (N,) or probabilities (N, classes).
         normalisation: mean and deviation of the images' channels.
-        classes: width of the logits.
     """
 
     parts: list[list[nn.Module]]
@@ -57,7 +56,6 @@ class Ground:
     images: Tensor
     labels: Tensor
     normalisation: tuple[Sequence[float], Sequence[float]]
-    classes: int
 
     @property
     def modules(self) -> int:
@@ -94,9 +92,15 @@ def picture(h: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-1/N sum over n of log( exp(z_n,y) / sum over c of exp(z_n,c) )."""
-    right = torch.stack([row[label] for row, label in zip(logits, labels, strict=True)])
-    return (torch.log(torch.exp(logits).sum(1)) - right).mean()
+    """-1/N sum over n, v of t_n,v log( exp(z_n,v) / sum over c of exp(z_n,c) ), t one-hot or given as labels (N, V)."""
+    targets = one_hot(labels, logits)
+    terms = [t * (torch.log(torch.exp(z).sum()) - z) for z, t in zip(logits, targets, strict=True)]
+    return torch.stack(terms).sum(1).mean()
+
+
+def one_hot(labels: Tensor, like: Tensor) -> Tensor:
+    """Labels (N,) as rows of as many values as `like` (N, V) has; probabilities (N, V) as they are."""
+    return labels if labels.ndim == 2 else torch.eye(like.shape[1], dtype=like.dtype)[labels]
 
 
 def dgl_logits(head: Any, h: Tensor) -> Tensor:
@@ -125,7 +129,7 @@ def predsim_loss(method: PredSim, ground: Ground, head: Any, h: Tensor) -> Tenso
     deviation = features - features.mean((2, 3), keepdim=True)
     pixels = features.shape[2] * features.shape[3]
     rows = (deviation.square().sum((2, 3)) / (pixels - 1)).sqrt()
-    onehot = torch.eye(ground.classes, dtype=h.dtype)[ground.labels]
+    onehot = one_hot(ground.labels, logits)
     terms = []
     for i in range(len(h)):
         for j in range(len(h)):

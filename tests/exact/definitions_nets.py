@@ -76,8 +76,11 @@ class Trial:
     copy_of: dict[int, Any]
 
 
-def make_trial(net: Net, method: MethodConfig, samples: int = 4, **memory: Any) -> Trial:
-    """In float64. All weights are moved a little, so that no confusion of a block with its copies stays unseen."""
+def make_trial(net: Net, method: MethodConfig, samples: int = 4, *, soft: bool = False, **memory: Any) -> Trial:
+    """In float64. All weights are moved a little, so that no confusion of a block with its copies stays unseen.
+
+    `soft`: the labels are probabilities, as mixup and CutMix make them.
+    """
     torch.manual_seed(0)
     shape = (3, net.size, net.size)
     backbone = build(net.name, CLASSES, image_size=shape[1:])
@@ -104,12 +107,15 @@ def make_trial(net: Net, method: MethodConfig, samples: int = 4, **memory: Any) 
         if label in net.leaps:
             parts.append([])
     pixels = torch.rand(samples, *shape, dtype=torch.float64)
+    labels = torch.arange(samples) // 2 * 3
+    if soft:
+        labels = torch.rand(samples, CLASSES, dtype=torch.float64).softmax(1)
     mean, deviation = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in NORMALISATION)
     ground = Ground(
         parts, net.ends, blocks, outputs(parts, blocks, shape), net.leaps, net.short_leaps, classifier, heads,
         {id(memo[key]): copies for key, (copies, _) in ancestry.items()},
         {id(memo[key]): alike for key, (_, alike) in ancestry.items()},
-        (pixels - mean) / deviation, torch.arange(samples) // 2 * 3, NORMALISATION, CLASSES,
+        (pixels - mean) / deviation, labels, NORMALISATION,
     )  # fmt: skip
     return Trial(method, engine, ground, memo)
 

@@ -97,21 +97,29 @@ def test_leap_networks_run_fused_and_together(preset, size):
 
 @devices
 @pytest.mark.parametrize(
-    ("model", "modules", "method", "size", "memory"),
+    ("model", "modules", "method", "size", "memory", "soft"),
     [
-        pytest.param(resnet32, 4, MLAAN(preset="light"), 8, {"schedule": "full"}, id="resnet32-light-full"),
-        pytest.param(tiny_imagenet_style, 4, MLAAN(reach=3), 32, {}, id="imagenet-paper-lean"),
-        pytest.param(tiny_bottlenecks, 3, MLAAN(reach=2), 16, {"schedule": "full"}, id="bottlenecks-paper-full"),
+        pytest.param(resnet32, 4, MLAAN(preset="light"), 8, {"schedule": "full"}, False, id="resnet32-light-full"),
+        pytest.param(tiny_imagenet_style, 4, MLAAN(reach=3), 32, {}, False, id="imagenet-paper-lean"),
         pytest.param(
-            tiny_bottlenecks, 3, MLAAN(preset="fast"), 16, {"recompute": "fused"}, id="bottlenecks-fast-fused"
+            tiny_bottlenecks, 3, MLAAN(reach=2), 16, {"schedule": "full"}, True, id="bottlenecks-paper-full-soft"
         ),
         pytest.param(
-            tiny_bottlenecks, 6, MLAAN(preset="light"), 16, {"recompute": "once"}, id="bottlenecks-light-once"
+            tiny_bottlenecks, 3, MLAAN(preset="fast"), 16, {"recompute": "fused"}, False, id="bottlenecks-fast-fused"
+        ),
+        pytest.param(
+            tiny_bottlenecks,
+            6,
+            MLAAN(preset="light"),
+            16,
+            {"recompute": "once"},
+            True,
+            id="bottlenecks-light-once-soft",
         ),
     ],
 )
-def test_triton_steps_in_float32(model, modules, method, size, memory, device):
-    """Losses, all gradients and running statistics beside the plain engine's in float64."""
+def test_triton_steps_in_float32(model, modules, method, size, memory, soft, device):
+    """Losses, all gradients and running statistics beside the plain engine's in float64; soft: of probabilities."""
     settings = {"input_shape": (3, size, size), **memory}
     torch.manual_seed(0)
     exact = Engine(_cast(model(), torch.float64), method, modules, **settings)
@@ -122,9 +130,9 @@ def test_triton_steps_in_float32(model, modules, method, size, memory, device):
     single = {part: {key: _single(value) for key, value in state[part].items()} for part in ("backbone", "heads")}
     for engine in (plain, fused):
         engine.load_state_dict(state | single)
-    wanted, images, labels = _clear_of_zero(exact, size)
-    found = fused.gradients(images.float(), labels)
-    plain.gradients(images.float(), labels)
+    wanted, images, labels = _clear_of_zero(exact, size, soft=soft)
+    found = fused.gradients(images.float(), _single(labels))
+    plain.gradients(images.float(), _single(labels))
     assert torch.allclose(found.losses.double().cpu(), wanted.losses, rtol=FLOAT32)
     assert torch.equal(found.correct.cpu(), wanted.correct)
     for part in ("backbone", "heads"):
@@ -209,7 +217,7 @@ def test_propagate_launches_no_weight_gradient_kernel(form, monkeypatch):
     assert len(launched) > propagated
 
 
-def _clear_of_zero(exact: Engine, size: int) -> tuple[StepResult, torch.Tensor, torch.Tensor]:
+def _clear_of_zero(exact: Engine, size: int, *, soft: bool) -> tuple[StepResult, torch.Tensor, torch.Tensor]:
     """The exact engine's gradients for images that bring no ReLU's input so close to 0 that float32 may see it on the
     other side, which would be another gradient altogether."""
     start = copy.deepcopy(exact.state_dict())
@@ -223,6 +231,8 @@ def _clear_of_zero(exact: Engine, size: int) -> tuple[StepResult, torch.Tensor, 
     for seed in range(100):
         torch.manual_seed(seed)
         images, labels = torch.randn(8, 3, size, size, dtype=torch.float64), torch.randint(10, (8,))
+        if soft:
+            labels = torch.randn(8, 10, dtype=torch.float64).softmax(1)
         exact.load_state_dict(start)
         nets.zero_grad(set_to_none=True)
         nearest[0] = math.inf

@@ -30,8 +30,17 @@ class Case(NamedTuple):
             features=[feature.to(device, dtype) for feature in self.features],
             weights=[weight.to(device, wide) for weight in self.weights],
             biases=[None if bias is None else bias.to(device, wide) for bias in self.biases],
-            labels=self.labels.to(device),
+            labels=self.labels.to(device, wide) if self.labels.is_floating_point() else self.labels.to(device),
         )
+
+    def soft(self, seed: int = 0) -> "Case":
+        """With probabilities in place of the labels: labels have over half, some others 0, one row a single class."""
+        (images,), classes = self.labels.shape, self.weights[0].shape[0]
+        odds = torch.rand(images, classes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        odds = odds.where(odds > 0.3, 0.0).scatter(1, self.labels.cpu()[:, None], float(classes))
+        odds[0] = torch.nn.functional.one_hot(self.labels[0].cpu(), classes)
+        probabilities = (odds / odds.sum(1, keepdim=True)).to(self.weights[0].dtype)
+        return self._replace(labels=probabilities.to(self.labels.device))
 
 
 def make_case(
@@ -68,7 +77,8 @@ def answers(case: Case, label_smoothing: float = 0.0) -> HeadResults:
         loss = F.cross_entropy(logits, case.labels, label_smoothing=label_smoothing)
         grads.append(torch.autograd.grad(loss_weight * loss, [*parameters, pooled]))
         order = logits.argsort(dim=1, descending=True, stable=True)
-        hits = order == case.labels[:, None]
+        likeliest = case.labels.argmax(1) if case.labels.ndim == 2 else case.labels
+        hits = order == likeliest[:, None]
         losses.append(loss.detach())
         top1.append(hits[:, :1].sum())
         top5.append(hits[:, :5].sum())

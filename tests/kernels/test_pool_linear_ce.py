@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.forms import TOLERANCE, assert_near, devices, dtypes, randn
+from kernels.forms import TOLERANCE, assert_near, devices, dtypes, randn, relative_gap
 from kernels.pool_linear_ce_cases import Case, answers, assert_answers, make_case, pool_answer
 from mlaan_kernels.choice import interpreting
 from mlaan_kernels.pool_linear_ce import HeadResults, pool, pool_linear_ce
@@ -63,6 +63,52 @@ def test_triton(device: str, shape: tuple, smoothing: float, dtype: torch.dtype)
     found = triton(case, smoothing)
     assert found.weight_grads.dtype == found.losses.dtype == torch.float32
     assert_answers(found, answers(case, smoothing), TOLERANCE[dtype], counts=dtype == torch.float32)
+
+
+@devices
+@shapes
+@smoothings
+@dtypes
+def test_probabilities_in_place_of_labels(device: str, shape: tuple, smoothing: float, dtype: torch.dtype) -> None:
+    case = make_case(*shape, dtype=dtype, device=device).soft(seed=1)
+    wanted, usual = answers(case, smoothing), reference(case, smoothing)
+    assert_answers(usual, wanted, TOLERANCE[dtype], counts=dtype == torch.float32)
+    # Softmax and probabilities nearly cancel: what PyTorch loses by rounding, truncation loses up to four times.
+    gaps = [relative_gap(getattr(usual, name), getattr(wanted, name)) for name in ("weight_grads", "bias_grads")]
+    allowed = max(TOLERANCE[dtype], 4 * max(gaps))
+    assert_answers(triton(case, smoothing), wanted, allowed, counts=dtype == torch.float32)
+
+
+@shapes
+def test_probabilities_in_float64(shape: tuple) -> None:
+    case = make_case(*shape, dtype=torch.float64).soft()
+    assert_answers(reference(case, 0.1), answers(case, 0.1), TOLERANCE[torch.float64])
+
+
+@devices
+@pytest.mark.parametrize("classes", [65, 1500])
+def test_probabilities_over_several_blocks(device: str, classes: int) -> None:
+    case = make_case([(67, 70)] if classes == 65 else [(3, 70)], classes, device=device).soft()
+    assert_answers(triton(case, 0.1), answers(case, 0.1), TOLERANCE[torch.float32])
+
+
+@devices
+def test_certain_probabilities_are_labels(device: str) -> None:
+    case = make_case([(4, 5, 2, 2)], 7, [0, 0], device=device)
+    certain = case._replace(labels=torch.nn.functional.one_hot(case.labels, 7).float())
+    for form in (triton, reference):
+        assert_answers(form(certain, 0.1), form(case, 0.1), 1e-6)
+
+
+@devices
+@dtypes
+def test_extreme_logits_stay_finite_under_probabilities(device: str, dtype: torch.dtype) -> None:
+    signs = torch.tensor([[1.0, -1, 1], [-1, 1, -1], [0, 0, 1]])
+    weights = (1e4 * signs).bfloat16().float()
+    case = Case([torch.eye(3)], [0], [weights], [torch.zeros(3)], torch.tensor([1, 0, 2]), [1.0]).to(dtype, device)
+    case = case.soft()
+    for form in (triton, reference):
+        assert_answers(form(case), answers(case), TOLERANCE[dtype])
 
 
 @devices

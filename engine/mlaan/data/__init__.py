@@ -11,6 +11,7 @@ from mlaan.data.fashion_mnist import FashionMNIST
 from mlaan.data.imagenet import ImageNet
 from mlaan.data.loader import Loader
 from mlaan.data.memory import MemoryLoader
+from mlaan.data.mixing import Mixing
 from mlaan.data.source import Described, Facts, ImageSource, Loaders, MemorySource, SubsetSource
 from mlaan.data.stl10 import STL10
 from mlaan.data.svhn import SVHN
@@ -57,6 +58,7 @@ __all__ = [
     "Loaders",
     "MemoryLoader",
     "MemorySource",
+    "Mixing",
     "SubsetSource",
     "Synthetic",
     "ViewLoader",

@@ -72,6 +72,8 @@ class Loader(ABC):
         """The epoch, from 0, that the next `for` loop goes through or finishes."""
         self.position = 0
         """Batches of this epoch already given."""
+        self.change: Callable[[Batch, int, int], Batch] | None = None
+        """Makes another batch of each, given its epoch and its number in it; changes no place."""
         self.stats = LoaderStats()
         self.say: Callable[[str], None] = _warn
         self._count = images
@@ -107,7 +109,7 @@ class Loader(ABC):
             self.position = expected = index + 1
             if batch is not None:
                 self.stats.images += len(batch.labels)
-                yield batch
+                yield batch if self.change is None else self.change(batch, epoch, index)
         if self.epoch == epoch:
             self.epoch += 1
             self.position = 0

@@ -9,6 +9,9 @@ from mlaan.errors import UserError
 from mlaan.learning import LocalLoss, Partition, Supervision
 from mlaan.models import Backbone, on_meta
 
+_OFF = 1e-3
+"""How far the sum of probabilities may be from 1: bfloat16's own are."""
+
 
 class BatchCheck:
     """Holds batches against what an engine was made for.
@@ -49,7 +52,8 @@ class BatchCheck:
     def __call__(self, images: Tensor, labels: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
         """The batch on the engine's device.
 
-        Labels that lie on the CPU are looked at one by one; on a GPU that would wait for the device.
+        Labels are (N,) int64 classes or, in training, (N, classes) probabilities, which get the weights' dtype. Those
+        that lie on the CPU are looked at one by one; on a GPU that would wait for the device.
 
         Raises:
             UserError: the batch does not fit; the message says what was found and what is wanted.
@@ -64,10 +68,12 @@ class BatchCheck:
             raise UserError(f"images of {found} (C x H x W) came to an engine made for {made}: set input_shape")
         if images.dtype != self.dtype:
             raise UserError(f"images are {images.dtype}, the model's weights {self.dtype}: normalise and convert them")
+        if training and labels.ndim == 2 and labels.is_floating_point():
+            return self._on_device(images, self._probabilities(labels, len(images)))
         if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
             raise UserError(
                 f"labels of shape {tuple(labels.shape)} and {labels.dtype} do not go with {images.shape[0]} images: "
-                "give one int64 class for each"
+                "give one int64 class for each, or in training a row of probabilities"
             )
         if not labels.numel():
             raise UserError("the batch is empty: leave it out")
@@ -78,8 +84,33 @@ class BatchCheck:
                 raise UserError(f"label {wrong} is not from 0 to {self.classes - 1}, the model's classes")
         if training and images.shape[0] == 1:
             self._check_single()
+        return self._on_device(images, labels)
+
+    def _on_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(self.device, non_blocking=True, memory_format=self.memory_format)
         return images, labels.to(self.device, non_blocking=True)
+
+    def _probabilities(self, labels: Tensor, count: int) -> Tensor:
+        """Soft labels in the weights' dtype; raises UserError where they do not do."""
+        if labels.shape != (count, self.classes):
+            raise UserError(
+                f"soft labels of shape {tuple(labels.shape)} do not go with {count} images of {self.classes} classes: "
+                "give a row of probabilities for each image"
+            )
+        if not count:
+            raise UserError("the batch is empty: leave it out")
+        for loss in self.supervision.losses:
+            if loss.needs_classes:
+                raise UserError(
+                    f"the loss {loss.name} compares images by their class: give int64 labels, not soft ones"
+                )
+        if labels.device.type == "cpu":
+            off = (labels.sum(1) - 1).abs().max() if (labels >= 0).all() else labels.min()
+            if not abs(float(off)) <= _OFF:
+                raise UserError("a row of the soft labels is no probabilities: they are not negative and sum to 1")
+        if count == 1:
+            self._check_single()
+        return labels.to(self.dtype)
 
     def _check_single(self) -> None:
         """One image is enough for a step unless a BatchNorm sees it as one pixel: tried on the meta device."""

@@ -86,7 +86,7 @@ class EagerExecutor:
 
         Args:
             images: (N, C, H, W).
-            labels: (N,) int64.
+            labels: (N,) int64, or (N, classes) probabilities of the weights' dtype.
             update: False leaves the gradients in `.grad` and moves no weight and no twin.
 
         Returns:

@@ -82,10 +82,10 @@ class GraphExecutor:
 
     def run(self, images: Tensor, labels: Tensor, *, update: bool = True) -> tuple[Tensor, Tensor]:
         """See EagerExecutor."""
-        shape = tuple(images.shape)
+        shape = *images.shape, *labels.shape
         if not update or self.obstacle or self.inner.has_gradients():
             return self.inner.run(images, labels, update=update)
-        if self.captured is None or tuple(self.captured.images.shape) != shape:
+        if self.captured is None or not _alike(self.captured, images, labels):
             if self.last_shape != shape:
                 self.last_shape = shape
                 return self.inner.run(images, labels)
@@ -129,3 +129,9 @@ class GraphExecutor:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def _alike(captured: _Captured, images: Tensor, labels: Tensor) -> bool:
+    """Whether a graph serves these; labels may be classes or probabilities."""
+    kinds = labels.shape == captured.labels.shape, labels.dtype == captured.labels.dtype
+    return all(kinds) and images.shape == captured.images.shape

@@ -42,7 +42,7 @@ def run_heads(
         losses: all with the same head.
         outputs: (N, ...) of the tapped modules, detached, all of one shape once they are pooled.
         images: (N, C, H, W).
-        labels: (N,) int64.
+        labels: (N,) int64, or (N, classes) probabilities.
         autocast: the precision of the head; losses are computed in float32 or float64.
         scale: 0-dim, the factor of the cotangents that come back; the weights' gradients are without it.
     """
@@ -106,4 +106,5 @@ def _slice(output: Any, place: int, count: int) -> Any:
 
 def _right_answers(output: Any, labels: Tensor) -> Tensor:
     logits = logits_of(output)
-    return labels.new_zeros(()) if logits is None else (logits.detach().argmax(1) == labels).sum()
+    classes = labels.argmax(1) if labels.ndim == 2 else labels
+    return classes.new_zeros(()) if logits is None else (logits.detach().argmax(1) == classes).sum()

@@ -11,11 +11,15 @@ from torch.nn import functional as F
 from mlaan.errors import UserError
 
 Criterion = Callable[[Any, Tensor, Tensor], Tensor]
-"""(the head's output, images (N, C, H, W), labels (N,)) -> a 0-dim loss, the mean over the batch."""
+"""(the head's output, images (N, C, H, W), labels) -> a 0-dim loss, the mean over the batch.
+
+Labels are (N,) int64 classes or (N, classes) probabilities. A criterion with a true attribute `needs_classes` takes
+classes alone.
+"""
 
 
 def cross_entropy(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    """Mean softmax cross-entropy of logits (N, classes) against labels (N,)."""
+    """Mean softmax cross-entropy of logits (N, classes) against labels (N,) or probabilities (N, classes)."""
     return F.cross_entropy(logits, labels)
 
 
@@ -50,6 +54,11 @@ class LocalLoss:
     @property
     def name(self) -> str:
         return f"{self.module}.{self.kind}"
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether soft labels do not do."""
+        return getattr(self.criterion, "needs_classes", False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,8 @@ def pool_linear_ce(
         taps: the feature that each head reads, L indices into `features`.
         weights: L tensors (V, C), float32, or float64 for float64 features.
         biases: L tensors (V,) of the weights' dtype, or L times None.
-        labels: (N,) int64, each in [0, V). This is not checked: the Triton form answers others with a NaN loss.
+        labels: (N,) int64, each in [0, V). This is not checked: the Triton form answers others with a NaN loss. Or
+            (N, V) probabilities of the weights' dtype, whose rows sum to 1, which is not checked either.
         loss_weights: L factors on the heads' gradients.
         label_smoothing: share of the target spread evenly over all classes, in [0, 1).
         implementation: "auto", "reference" or "triton"; see `mlaan_kernels.choice`.

@@ -21,6 +21,7 @@ class HeadResults(NamedTuple):
     Attributes:
         losses: (L,), mean over the images, without the loss weights.
         top1: (L,) int64, images whose label has the greatest logit; among equals the lowest class counts as greatest.
+            The label of probabilities is the likeliest class, the lowest among equals.
         top5: (L,) int64, images whose label is among the five greatest.
         weight_grads: (L, V, C), gradient of loss_weights[l] * losses[l] for weights[l].
         bias_grads: (L, V), the same for biases[l]; None if there are no biases.
@@ -88,9 +89,15 @@ def check(
             raise ValueError(f"biases[{index}] is {'' if bias is None else 'not '}None: all heads have a bias or none")
         if bias is not None:
             _check_parameter(f"biases[{index}]", bias, shape[:1], features[0])
-    if labels.dtype != torch.int64:
-        raise ValueError(f"labels is {labels.dtype}: give int64, as labels.long()")
-    _expect("labels", "shape", tuple(labels.shape), (features[0].shape[0],), "the images")
+    images, target = features[0].shape[0], wide(features[0].dtype)
+    if labels.ndim == 2:
+        _expect("labels", "shape", tuple(labels.shape), (images, weights[0].shape[0]), "images and classes")
+        if labels.dtype != target:
+            raise ValueError(f"labels is {labels.dtype}: give probabilities in {target}, as labels.to({target})")
+    else:
+        if labels.dtype != torch.int64:
+            raise ValueError(f"labels is {labels.dtype}: give int64, as labels.long()")
+        _expect("labels", "shape", tuple(labels.shape), (images,), "the images")
     _expect("labels", "device", labels.device, features[0].device, "features[0]")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}: it must be at least 0 and below 1")

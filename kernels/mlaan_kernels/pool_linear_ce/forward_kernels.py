@@ -99,6 +99,7 @@ def rows(
     sums_LNB,
     gaps_LNB,
     labels_N,
+    targets_NV,
     peaks_LN,
     inverses_LN,
     losses_LN,
@@ -107,6 +108,7 @@ def rows(
     N,
     V,
     S,
+    SOFT: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -114,7 +116,8 @@ def rows(
 ):
     """Of each row the maximum, 1 / sum of exp(logit - maximum), the loss, and how many logits are ahead of the label's.
 
-    Maximum and sum stay apart: their log-sum-exp would lose the digits that large logits leave it.
+    Maximum and sum stay apart: their log-sum-exp would lose the digits that large logits leave it. SOFT: the loss is
+    that of the probabilities in targets_NV, whose likeliest classes are the labels.
     """
     head = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -133,23 +136,29 @@ def rows(
         b = start + tl.arange(0, BLOCK_B)
         inside_B = (b < B)[None, :]
         at = row[:, None] * B + b[None, :]
-        behind = peak[:, None] - tl.load(peaks_LNB + at, mask=inside_B, other=0.0)
-        total += tl.sum(tl.load(sums_LNB + at, mask=inside_B, other=0.0) * tl.exp(-behind), 1)
+        lower = peak[:, None] - tl.load(peaks_LNB + at, mask=inside_B, other=0.0)
+        total += tl.sum(tl.load(sums_LNB + at, mask=inside_B, other=0.0) * tl.exp(-lower), 1)
         classes = tl.minimum(V - b * BLOCK_V, BLOCK_V).to(tl.float32)
-        gaps = tl.load(gaps_LNB + at, mask=inside_B, other=0.0) + classes[None, :] * behind
+        gaps = tl.load(gaps_LNB + at, mask=inside_B, other=0.0) + classes[None, :] * lower
         gap += tl.sum(tl.where(inside_B, gaps, 0.0), 1)
     label = tl.load(labels_N + n)
     known = (label >= 0) & (label < V)
     own = tl.load(logits_LNS + row * S + label, mask=known, other=float("nan"))
     ahead = tl.zeros((BLOCK_N,), tl.int32)
+    behind = peak - own
+    if SOFT:
+        behind = tl.zeros((BLOCK_N,), tl.float32)
     for start in range(0, S, BLOCK_S):
         v = start + tl.arange(0, BLOCK_S)
         other = tl.load(logits_LNS + row[:, None] * S + v[None, :], mask=(v < S)[None, :], other=float("-inf"))
         # "Not below" instead of "above": NaN is ahead of everything, so a net that diverged has no right answers.
         beats = tl.where(v[None, :] < label[:, None], ~(other < own[:, None]), ~(other <= own[:, None]))
         ahead += tl.sum((beats & (v[None, :] != label[:, None]) & (v < V)[None, :]).to(tl.int32), 1)
+        if SOFT:
+            target = tl.load(targets_NV + n[:, None].to(tl.int64) * V + v[None, :], mask=(v < V)[None, :], other=0.0)
+            behind += tl.sum(target * tl.where((v < V)[None, :], peak[:, None] - other, 0.0), 1)
     # Each summand is 0 or more where logits are finite: nothing cancels.
-    loss = tl.log(total) + (1 - smoothing) * (peak - own) + smoothing * (gap / V)
+    loss = tl.log(total) + (1 - smoothing) * behind + smoothing * (gap / V)
     tl.store(peaks_LN + row, peak, mask=inside)
     tl.store(inverses_LN + row, 1 / total, mask=inside)
     tl.store(losses_LN + row, loss, mask=inside)

@@ -52,8 +52,12 @@ def _head(
     if bias is not None:
         logits = logits + bias
     log_softmax = logits.log_softmax(1)
-    target = torch.full_like(logits, label_smoothing / classes)
-    target.scatter_add_(1, labels[:, None], target.new_full((len(labels), 1), 1 - label_smoothing))
+    if labels.ndim == 2:
+        target = (1 - label_smoothing) * labels + label_smoothing / classes
+        labels = labels.argmax(1)
+    else:
+        target = torch.full_like(logits, label_smoothing / classes)
+        target.scatter_add_(1, labels[:, None], target.new_full((len(labels), 1), 1 - label_smoothing))
     own = logits.gather(1, labels[:, None])
     before = torch.arange(classes, device=labels.device) < labels[:, None]
     # NaN is neither below nor equal: a label among NaN is no right answer, as for argmax.

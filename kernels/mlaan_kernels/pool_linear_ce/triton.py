@@ -28,6 +28,8 @@ class Operands(NamedTuple):
     biases_LV: Tensor | None
     taps_L: Tensor
     labels_N: Tensor
+    targets_NV: Tensor | None
+    """Probabilities in place of the labels, which then are their likeliest classes."""
 
     @property
     def single(self) -> bool:
@@ -78,7 +80,8 @@ def heads(
         weights_LVC,
         torch.stack(list(biases)) if biases else None,
         _taps(tuple(taps), device),
-        labels.contiguous(),
+        (labels.argmax(1) if labels.ndim == 2 else labels).contiguous(),
+        labels.contiguous() if labels.ndim == 2 else None,
     )
     softmax, losses_L, top1_L, top5_L = _forward(operands, label_smoothing)
     scales_L = _scales(loss_weights, labels.shape[0], device)
@@ -112,8 +115,9 @@ def _forward(operands: Operands, smoothing: float) -> tuple[Softmax, Tensor, Ten
     launching.launch(
         forward_kernels.rows,
         (tiles.count(N, constants["BLOCK_N"]), L),
-        *(logits_LNS, *partials, operands.labels_N, peaks_LN, inverses_LN, losses_LN, ranks_LN),
+        *(logits_LNS, *partials, operands.labels_N, operands.targets_NV, peaks_LN, inverses_LN, losses_LN, ranks_LN),
         *(smoothing, N, V, S),
+        SOFT=operands.targets_NV is not None,
         **constants,
     )
     losses_L, top1_L, top5_L = fresh(L), fresh(L, dtype=torch.int64), fresh(L, dtype=torch.int64)
@@ -133,12 +137,14 @@ def _backward(
     (L, V, C), N, S = operands.weights_LVC.shape, len(operands.labels_N), softmax.logits_LNS.shape[2]
     weight_grads_LVC, bias_grads_LV = scales_L.new_empty((L, V, C)), scales_L.new_empty((L, V))
     pooled_grads_LNC = scales_L.new_empty((L, N, C))
+    labels = operands.labels_N, operands.targets_NV
     pooled_gradient = gradient_kernels.pooled_gradient[operands.single]
     weight_gradient = gradient_kernels.weight_gradient[operands.single]
     launching.launch(
         pooled_gradient.kernel,
         (pooled_gradient.most_tiles(BLOCK_N=N, BLOCK_C=C), L),
-        *(*softmax, operands.labels_N, operands.weights_LVC, scales_L, pooled_grads_LNC, smoothing, N, V, C, S),
+        *(*softmax, *labels, operands.weights_LVC, scales_L, pooled_grads_LNC, smoothing, N, V, C, S),
+        SOFT=operands.targets_NV is not None,
         LIFT=LIFT,
         BLOCK_V=tiles.loop_block(V, operands.single),
         **operands.product,
@@ -147,8 +153,9 @@ def _backward(
     launching.launch(
         weight_gradient.kernel,
         (weight_gradient.most_tiles(BLOCK_C=C) * tiles.count(V, block_V), L),
-        *(*softmax, operands.labels_N, operands.pooled_FNC, operands.taps_L, scales_L),
+        *(*softmax, *labels, operands.pooled_FNC, operands.taps_L, scales_L),
         *(weight_grads_LVC, bias_grads_LV, smoothing, N, V, C, S),
+        SOFT=operands.targets_NV is not None,
         LIFT=LIFT,
         BLOCK_V=block_V,
         **operands.product,

@@ -14,6 +14,11 @@ PRODUCTS = [(torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "
 FLOAT, INT, LONG, COUNT = "*fp32:16", "*i32:16", "*i64:16", "i32:16"
 SIZES = {"N": "i32", "V": "i32", "C": COUNT, "S": COUNT}
 SOFTMAX = {**dict.fromkeys(("logits_LNS", "peaks_LN", "inverses_LN"), FLOAT), "labels_N": LONG, "smoothing": "fp32"}
+TARGETS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "": ({}, {"targets_NV": None, "SOFT": False}),
+    "soft ": ({"targets_NV": FLOAT}, {"SOFT": True}),
+}
+"""Pointers and constants of the kernels that read labels, and of those that read probabilities."""
 
 
 def variants() -> list[Variant]:
@@ -50,8 +55,10 @@ def _rows() -> Iterator[Variant]:
     sides = {"labels_N": LONG, "ranks_LN": INT, "smoothing": "fp32", "N": "i32", "V": "i32", "S": COUNT}
     ends = {*tiles.CLASS_ENDS, *tiles.ROW_BLOCKS}
     for constants in _distinct(tiles.row_constants(classes) for classes in (*sorted(ends), max(ends) + 1)):
-        name = f"pool_linear_ce rows {constants['BLOCK_V']} {constants['BLOCK_N']}x{constants['BLOCK_S']}"
-        yield Variant(name, forward_kernels.rows, {**dict.fromkeys(floats, FLOAT), **sides}, constants)
+        for word, (pointers, fixed) in TARGETS.items():
+            name = f"pool_linear_ce {word}rows {constants['BLOCK_V']} {constants['BLOCK_N']}x{constants['BLOCK_S']}"
+            arguments = {**dict.fromkeys(floats, FLOAT), **sides, **pointers}
+            yield Variant(name, forward_kernels.rows, arguments, {**constants, **fixed})
     yield Variant(
         "pool_linear_ce tally",
         forward_kernels.tally,
@@ -62,19 +69,22 @@ def _rows() -> Iterator[Variant]:
 
 def _pooled_gradients() -> Iterator[Variant]:
     others = {**SOFTMAX, "scales_L": FLOAT, "pooled_grads_LNC": FLOAT}
-    for product in PRODUCTS:
+    kernel = gradient_kernels.pooled_gradient
+    for product, (word, (pointers, fixed)) in itertools.product(PRODUCTS, TARGETS.items()):
         for block in tiles.LOOP_BLOCKS[product[0] == torch.float32]:
-            constants = {"LIFT": LIFT, "BLOCK_V": block}
-            kernel = gradient_kernels.pooled_gradient
-            yield from _configs("pooled gradient", kernel, product, ("weights_LVC",), others, constants)
+            constants = {"LIFT": LIFT, "BLOCK_V": block, **fixed}
+            name = f"{word}pooled gradient"
+            yield from _configs(name, kernel, product, ("weights_LVC",), {**others, **pointers}, constants)
 
 
 def _weight_gradients() -> Iterator[Variant]:
     others = {**SOFTMAX, "taps_L": INT, **dict.fromkeys(("scales_L", "weight_grads_LVC", "bias_grads_LV"), FLOAT)}
-    for product, block in itertools.product(PRODUCTS, tiles.CLASS_BLOCKS):
-        constants = {"LIFT": LIFT, "BLOCK_V": block}
-        kernel = gradient_kernels.weight_gradient
-        yield from _configs("weight gradient", kernel, product, ("pooled_FNC",), others, constants)
+    kernel = gradient_kernels.weight_gradient
+    cases = itertools.product(PRODUCTS, tiles.CLASS_BLOCKS, TARGETS.items())
+    for product, block, (word, (pointers, fixed)) in cases:
+        constants = {"LIFT": LIFT, "BLOCK_V": block, **fixed}
+        name = f"{word}weight gradient"
+        yield from _configs(name, kernel, product, ("pooled_FNC",), {**others, **pointers}, constants)
 
 
 def _configs(

@@ -24,9 +24,13 @@ def similarity_loss(features: Tensor, labels: Tensor, num_classes: int) -> Tenso
     with plain:  # autocast would round the cosines
         x = features.to(torch.promote_types(features.dtype, torch.float32))
         directions = _directions(x.flatten(2).std(2) if takes_deviations(x) else x.flatten(1))
-        same, others = label_cosines(num_classes)
-        agree = labels[:, None] == labels
-        wanted = torch.full(agree.shape, others, dtype=x.dtype, device=x.device).masked_fill(agree, same)
+        if labels.ndim == 2:
+            labelled = _directions(labels.to(x.dtype))
+            wanted = labelled @ labelled.T
+        else:
+            same, others = label_cosines(num_classes)
+            agree = labels[:, None] == labels
+            wanted = torch.full(agree.shape, others, dtype=x.dtype, device=x.device).masked_fill(agree, same)
         return (directions @ directions.T - wanted).square().mean()
 
 

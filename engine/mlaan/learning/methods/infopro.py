@@ -90,7 +90,7 @@ class InfoPro(MethodConfig, name="infopro"):
         )
         # HPFF's code adds up the mean losses of the patches
         weights = (l1 * self.patches**2, l2)
-        criterion = InfoProLoss(*weights, self.temperature, site.normalisation)
+        criterion = InfoProLoss(*weights, self.temperature, site.normalisation, self.loss == "contrastive")
         return Auxiliary(head, criterion, predicts=not contrastive)
 
 
@@ -124,6 +124,8 @@ class InfoProLoss:
     label: float
     temperature: float
     normalisation: Normalisation | None
+    needs_classes: bool = False
+    """Contrast pulls images of one class together."""
 
     def __call__(self, output: InfoProOutput, images: Tensor, labels: Tensor) -> Tensor:
         if output.logits is not None:
