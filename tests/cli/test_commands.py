@@ -196,7 +196,8 @@ def test_eval_gives_the_runs_own_result(finished, capsys, what):
 
 def test_eval_changes_no_setting_of_the_network(finished, capsys):
     assert main(["eval", str(finished), "--model.name", "resnet32"]) == 2
-    assert "only data.* and train.device" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--model.name resnet32 cannot change a trained network: only data.*, train.device, train.precision" in said
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path, finished, capsys):

@@ -45,7 +45,7 @@ def read(run: Path) -> dict:
 
 
 def test_a_run_is_probed_where_its_modules_end(runs, capsys):
-    before = {path.name: path.read_bytes() for path in (runs / "ours").iterdir()}
+    before = {path: path.read_bytes() for path in (runs / "ours").rglob("*") if path.is_file()}
     assert main(["probe", str(runs / "ours")]) == 0
     out = capsys.readouterr().out
     found = read(runs / "ours")
@@ -65,8 +65,8 @@ def test_a_run_is_probed_where_its_modules_end(runs, capsys):
     assert 0 < found["cka"][0][1] < 1
     assert found["against"] is None
     assert (runs / "ours" / "probe.png").stat().st_size > 10_000
-    for name, content in before.items():
-        assert (runs / "ours" / name).read_bytes() == content
+    for path, content in before.items():
+        assert path.read_bytes() == content
 
 
 def test_the_probes_learn_from_plain_training_images_and_are_tested_on_test_images(runs):
