@@ -100,6 +100,7 @@ def rows(
     gaps_LNB,
     labels_N,
     targets_NV,
+    residuals_LNS,
     peaks_LN,
     inverses_LN,
     losses_LN,
@@ -117,7 +118,8 @@ def rows(
     """Of each row the maximum, 1 / sum of exp(logit - maximum), the loss, and how many logits are ahead of the label's.
 
     Maximum and sum stay apart: their log-sum-exp would lose the digits that large logits leave it. SOFT: the loss is
-    that of the probabilities in targets_NV, whose likeliest classes are the labels.
+    that of the probabilities in targets_NV, whose likeliest classes are the labels; softmax - target goes to
+    residuals_LNS, so that the targets are read once.
     """
     head = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -141,6 +143,7 @@ def rows(
         classes = tl.minimum(V - b * BLOCK_V, BLOCK_V).to(tl.float32)
         gaps = tl.load(gaps_LNB + at, mask=inside_B, other=0.0) + classes[None, :] * lower
         gap += tl.sum(tl.where(inside_B, gaps, 0.0), 1)
+    inverse = 1 / total
     label = tl.load(labels_N + n)
     known = (label >= 0) & (label < V)
     own = tl.load(logits_LNS + row * S + label, mask=known, other=float("nan"))
@@ -156,11 +159,15 @@ def rows(
         ahead += tl.sum((beats & (v[None, :] != label[:, None]) & (v < V)[None, :]).to(tl.int32), 1)
         if SOFT:
             target = tl.load(targets_NV + n[:, None].to(tl.int64) * V + v[None, :], mask=(v < V)[None, :], other=0.0)
-            behind += tl.sum(target * tl.where((v < V)[None, :], peak[:, None] - other, 0.0), 1)
+            lower = tl.where((v < V)[None, :], peak[:, None] - other, 0.0)
+            behind += tl.sum(target * lower, 1)
+            residual = tl.exp(-lower) * inverse[:, None] - (1 - smoothing) * target - smoothing / V
+            at = residuals_LNS + row[:, None] * S + v[None, :]
+            tl.store(at, tl.where((v < V)[None, :], residual, 0.0), mask=inside[:, None] & (v < S)[None, :])
     # Each summand is 0 or more where logits are finite: nothing cancels.
     loss = tl.log(total) + (1 - smoothing) * behind + smoothing * (gap / V)
     tl.store(peaks_LN + row, peak, mask=inside)
-    tl.store(inverses_LN + row, 1 / total, mask=inside)
+    tl.store(inverses_LN + row, inverse, mask=inside)
     tl.store(losses_LN + row, loss, mask=inside)
     tl.store(ranks_LN + row, ahead, mask=inside)
 

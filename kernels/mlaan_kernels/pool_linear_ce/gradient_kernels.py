@@ -13,21 +13,19 @@ from mlaan_kernels.pool_linear_ce.tiles import tuned
 
 
 @triton.jit
-def residual(
-    logits_LNS, peaks_LN, inverses_LN, labels_N, targets_NV, head, n, v, smoothing, N, V, S, SOFT: tl.constexpr
-):
-    """softmax - target for images n and classes v, (N, V); 0 outside. Padding is -inf, so only rows need a mask."""
+def residual(logits_LNS, peaks_LN, inverses_LN, labels_N, head, n, v, smoothing, N, V, S, SOFT: tl.constexpr):
+    """softmax - target for images n and classes v, (N, V); 0 outside. Padding is -inf, so only rows need a mask.
+
+    SOFT: `logits_LNS` holds it already.
+    """
     row, inside = head * N + n, n < N
+    if SOFT:
+        return tl.load(logits_LNS + row[:, None] * S + v[None, :], mask=inside[:, None], other=0.0)
     logit = tl.load(logits_LNS + row[:, None] * S + v[None, :], mask=inside[:, None], other=float("-inf"))
     peak = tl.load(peaks_LN + row, mask=inside, other=0.0)
     inverse = tl.load(inverses_LN + row, mask=inside, other=0.0)
-    if SOFT:
-        both = inside[:, None] & (v < V)[None, :]
-        given = tl.load(targets_NV + n[:, None].to(tl.int64) * V + v[None, :], mask=both, other=0.0)
-        target = (1 - smoothing) * given + smoothing / V
-    else:
-        label = tl.load(labels_N + n, mask=inside, other=-1)
-        target = tl.where(v[None, :] == label[:, None], 1 - smoothing, 0.0) + smoothing / V
+    label = tl.load(labels_N + n, mask=inside, other=-1)
+    target = tl.where(v[None, :] == label[:, None], 1 - smoothing, 0.0) + smoothing / V
     softmax = tl.exp(logit - peak[:, None]) * inverse[:, None]
     return tl.where(inside[:, None] & (v < V)[None, :], softmax - target, 0.0)
 
@@ -38,7 +36,6 @@ def _pooled_gradient(
     peaks_LN,
     inverses_LN,
     labels_N,
-    targets_NV,
     weights_LVC,
     scales_L,
     pooled_grads_LNC,
@@ -66,7 +63,7 @@ def _pooled_gradient(
     acc = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for start in range(0, V, BLOCK_V):
         v = start + tl.arange(0, BLOCK_V)
-        r = residual(logits_LNS, peaks_LN, inverses_LN, labels_N, targets_NV, head, n, v, smoothing, N, V, S, SOFT)
+        r = residual(logits_LNS, peaks_LN, inverses_LN, labels_N, head, n, v, smoothing, N, V, S, SOFT)
         w = tl.load(
             weights_LVC + (head * V + v[:, None]) * C + c[None, :], mask=(v < V)[:, None] & (c < C)[None, :], other=0.0
         )
@@ -92,7 +89,6 @@ def _weight_gradient(
     peaks_LN,
     inverses_LN,
     labels_N,
-    targets_NV,
     pooled_FNC,
     taps_L,
     scales_L,
@@ -128,7 +124,7 @@ def _weight_gradient(
     bias = tl.zeros((BLOCK_V,), tl.float32)
     for start in range(0, N, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
-        r = residual(logits_LNS, peaks_LN, inverses_LN, labels_N, targets_NV, head, n, v, smoothing, N, V, S, SOFT)
+        r = residual(logits_LNS, peaks_LN, inverses_LN, labels_N, head, n, v, smoothing, N, V, S, SOFT)
         x = tl.load(
             pooled_FNC + (tap * N + n[None, :]) * C + c[:, None], mask=(c < C)[:, None] & (n < N)[None, :], other=0.0
         )

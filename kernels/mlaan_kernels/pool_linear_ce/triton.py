@@ -43,7 +43,7 @@ class Operands(NamedTuple):
 
 
 class Softmax(NamedTuple):
-    """exp(logits - peaks) * inverses is the softmax."""
+    """exp(logits - peaks) * inverses is the softmax; of probabilities the logits are softmax - target instead."""
 
     logits_LNS: Tensor
     peaks_LN: Tensor
@@ -111,13 +111,15 @@ def _forward(operands: Operands, smoothing: float) -> tuple[Softmax, Tensor, Ten
         **operands.product,
     )
     peaks_LN, inverses_LN, losses_LN, ranks_LN = fresh(L, N), fresh(L, N), fresh(L, N), fresh(L, N, dtype=torch.int32)
+    is_soft = operands.targets_NV is not None
+    residuals_LNS = fresh(L, N, S) if is_soft else None
     constants = tiles.row_constants(V)
     launching.launch(
         forward_kernels.rows,
         (tiles.count(N, constants["BLOCK_N"]), L),
-        *(logits_LNS, *partials, operands.labels_N, operands.targets_NV, peaks_LN, inverses_LN, losses_LN, ranks_LN),
-        *(smoothing, N, V, S),
-        SOFT=operands.targets_NV is not None,
+        *(logits_LNS, *partials, operands.labels_N, operands.targets_NV, residuals_LNS),
+        *(peaks_LN, inverses_LN, losses_LN, ranks_LN, smoothing, N, V, S),
+        SOFT=is_soft,
         **constants,
     )
     losses_L, top1_L, top5_L = fresh(L), fresh(L, dtype=torch.int64), fresh(L, dtype=torch.int64)
@@ -127,7 +129,8 @@ def _forward(operands: Operands, smoothing: float) -> tuple[Softmax, Tensor, Ten
         *(losses_LN, ranks_LN, losses_L, top1_L, top5_L, N),
         BLOCK_N=tiles.BLOCK_TALLY,
     )
-    return Softmax(logits_LNS, peaks_LN, inverses_LN), losses_L, top1_L, top5_L
+    softmax = Softmax(logits_LNS if residuals_LNS is None else residuals_LNS, peaks_LN, inverses_LN)
+    return softmax, losses_L, top1_L, top5_L
 
 
 def _backward(
@@ -137,13 +140,12 @@ def _backward(
     (L, V, C), N, S = operands.weights_LVC.shape, len(operands.labels_N), softmax.logits_LNS.shape[2]
     weight_grads_LVC, bias_grads_LV = scales_L.new_empty((L, V, C)), scales_L.new_empty((L, V))
     pooled_grads_LNC = scales_L.new_empty((L, N, C))
-    labels = operands.labels_N, operands.targets_NV
     pooled_gradient = gradient_kernels.pooled_gradient[operands.single]
     weight_gradient = gradient_kernels.weight_gradient[operands.single]
     launching.launch(
         pooled_gradient.kernel,
         (pooled_gradient.most_tiles(BLOCK_N=N, BLOCK_C=C), L),
-        *(*softmax, *labels, operands.weights_LVC, scales_L, pooled_grads_LNC, smoothing, N, V, C, S),
+        *(*softmax, operands.labels_N, operands.weights_LVC, scales_L, pooled_grads_LNC, smoothing, N, V, C, S),
         SOFT=operands.targets_NV is not None,
         LIFT=LIFT,
         BLOCK_V=tiles.loop_block(V, operands.single),
@@ -153,7 +155,7 @@ def _backward(
     launching.launch(
         weight_gradient.kernel,
         (weight_gradient.most_tiles(BLOCK_C=C) * tiles.count(V, block_V), L),
-        *(*softmax, *labels, operands.pooled_FNC, operands.taps_L, scales_L),
+        *(*softmax, operands.labels_N, operands.pooled_FNC, operands.taps_L, scales_L),
         *(weight_grads_LVC, bias_grads_LV, smoothing, N, V, C, S),
         SOFT=operands.targets_NV is not None,
         LIFT=LIFT,

@@ -14,11 +14,8 @@ PRODUCTS = [(torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "
 FLOAT, INT, LONG, COUNT = "*fp32:16", "*i32:16", "*i64:16", "i32:16"
 SIZES = {"N": "i32", "V": "i32", "C": COUNT, "S": COUNT}
 SOFTMAX = {**dict.fromkeys(("logits_LNS", "peaks_LN", "inverses_LN"), FLOAT), "labels_N": LONG, "smoothing": "fp32"}
-TARGETS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
-    "": ({}, {"targets_NV": None, "SOFT": False}),
-    "soft ": ({"targets_NV": FLOAT}, {"SOFT": True}),
-}
-"""Pointers and constants of the kernels that read labels, and of those that read probabilities."""
+SOFT = {"": False, "soft ": True}
+"""Forms for labels, and for probabilities."""
 
 
 def variants() -> list[Variant]:
@@ -55,10 +52,12 @@ def _rows() -> Iterator[Variant]:
     sides = {"labels_N": LONG, "ranks_LN": INT, "smoothing": "fp32", "N": "i32", "V": "i32", "S": COUNT}
     ends = {*tiles.CLASS_ENDS, *tiles.ROW_BLOCKS}
     for constants in _distinct(tiles.row_constants(classes) for classes in (*sorted(ends), max(ends) + 1)):
-        for word, (pointers, fixed) in TARGETS.items():
+        for word, soft in SOFT.items():
             name = f"pool_linear_ce {word}rows {constants['BLOCK_V']} {constants['BLOCK_N']}x{constants['BLOCK_S']}"
-            arguments = {**dict.fromkeys(floats, FLOAT), **sides, **pointers}
-            yield Variant(name, forward_kernels.rows, arguments, {**constants, **fixed})
+            targets = ("targets_NV", "residuals_LNS")
+            pointers = dict.fromkeys((*floats, *targets) if soft else floats, FLOAT)
+            missing = {} if soft else dict.fromkeys(targets)
+            yield Variant(name, forward_kernels.rows, {**pointers, **sides}, {**constants, **missing, "SOFT": soft})
     yield Variant(
         "pool_linear_ce tally",
         forward_kernels.tally,
@@ -70,21 +69,18 @@ def _rows() -> Iterator[Variant]:
 def _pooled_gradients() -> Iterator[Variant]:
     others = {**SOFTMAX, "scales_L": FLOAT, "pooled_grads_LNC": FLOAT}
     kernel = gradient_kernels.pooled_gradient
-    for product, (word, (pointers, fixed)) in itertools.product(PRODUCTS, TARGETS.items()):
+    for product, (word, soft) in itertools.product(PRODUCTS, SOFT.items()):
         for block in tiles.LOOP_BLOCKS[product[0] == torch.float32]:
-            constants = {"LIFT": LIFT, "BLOCK_V": block, **fixed}
-            name = f"{word}pooled gradient"
-            yield from _configs(name, kernel, product, ("weights_LVC",), {**others, **pointers}, constants)
+            constants = {"LIFT": LIFT, "BLOCK_V": block, "SOFT": soft}
+            yield from _configs(f"{word}pooled gradient", kernel, product, ("weights_LVC",), others, constants)
 
 
 def _weight_gradients() -> Iterator[Variant]:
     others = {**SOFTMAX, "taps_L": INT, **dict.fromkeys(("scales_L", "weight_grads_LVC", "bias_grads_LV"), FLOAT)}
     kernel = gradient_kernels.weight_gradient
-    cases = itertools.product(PRODUCTS, tiles.CLASS_BLOCKS, TARGETS.items())
-    for product, block, (word, (pointers, fixed)) in cases:
-        constants = {"LIFT": LIFT, "BLOCK_V": block, **fixed}
-        name = f"{word}weight gradient"
-        yield from _configs(name, kernel, product, ("pooled_FNC",), {**others, **pointers}, constants)
+    for product, block, (word, soft) in itertools.product(PRODUCTS, tiles.CLASS_BLOCKS, SOFT.items()):
+        constants = {"LIFT": LIFT, "BLOCK_V": block, "SOFT": soft}
+        yield from _configs(f"{word}weight gradient", kernel, product, ("pooled_FNC",), others, constants)
 
 
 def _configs(
