@@ -13,7 +13,7 @@ from mlaan.cli import main
 from mlaan.observe.metrics import read_epochs
 from trainer.test_trainer import stop_at
 
-CONFIG = Path(__file__).parents[2] / "configs" / "imagenet" / "resnet50_k4.toml"
+CONFIGS = Path(__file__).parents[2] / "configs" / "imagenet"
 STEPS = 3
 
 
@@ -27,10 +27,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {"packed": root / "packed"} | dict.fromkeys(("torchvision", "memory", "synthetic", "dali"), made.root)
 
 
-def train(words: str) -> int:
+def train(words: str, config: str = "resnet50_k4", size: int = 64) -> int:
+    file = CONFIGS / f"{config}.toml"
     with mock.patch("mlaan.report.draw"):
         return main(
-            ["train", "--config", str(CONFIG), "--train.device", "cpu", "--data.size", "64", *shlex.split(words)]
+            ["train", "--config", str(file), "--train.device", "cpu", "--data.size", f"{size}", *shlex.split(words)]
         )
 
 
@@ -48,6 +49,23 @@ def test_the_headline_command_trains_with_every_backend(folders, tmp_path, monke
     capsys.readouterr()
     assert main(["eval", str(run), "--data.batch", "50"]) == 0
     assert f"of {200 if backend == 'synthetic' else 40} images)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("resnet50_k4_modern", "--data.batch 40 --data.start_size 16 --data.grow_epochs 1"),
+        ("resnet50_k4_large_batch", "--data.batch 40 --train.accumulate 4"),
+    ],
+)
+def test_its_other_recipes_go_through_an_epoch_and_its_test(folders, tmp_path, config, words):
+    """With few images, and those of the modern one growing from 16 to 32 pixels in the second epoch."""
+    run = tmp_path / "run"
+    words += f" --data.root {folders['packed']} --data.classes 4 --data.workers 0 --train.epochs 2 --run.folder {run}"
+    assert train(f"{words} --optim.warmup_epochs 0 --train.test_every 2", config, 32) == 0
+    first, last = read_epochs(run / "metrics.jsonl")
+    assert [first["step"], last["step"]] == [4, 8]
+    assert last["test_loss"] > 0
 
 
 def test_the_headline_command_learns(folders, tmp_path):
