@@ -54,8 +54,8 @@ def test_the_headline_command_trains_with_every_backend(folders, tmp_path, monke
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("resnet50_k4_modern", "--data.batch 40 --data.start_size 16 --data.grow_epochs 1"),
-        ("resnet50_k4_large_batch", "--data.batch 40 --train.accumulate 4"),
+        ("resnet50_k4_modern", "--data.batch 40 --data.start_size 16 --data.grow_epochs 1 --optim.learning_rate 0.01"),
+        ("resnet50_k4_large_batch", "--data.batch 40 --train.accumulate 4 --optim.learning_rate 0.5"),
     ],
 )
 def test_its_other_recipes_go_through_an_epoch_and_its_test(folders, tmp_path, config, words):
