@@ -17,7 +17,7 @@ from mlaan.cli.arguments import Overrides
 from mlaan.cli.evaluate import without_weights
 from mlaan.cli.settings import load_config
 from mlaan.config import Config
-from mlaan.data import DaliLoader, Loader, MemoryLoader, ViewLoader
+from mlaan.data import Loader, MemoryLoader, ViewLoader
 from mlaan.data.store import ChosenImages
 from mlaan.engine import Engine
 from mlaan.errors import UserError
@@ -104,9 +104,8 @@ def _training_batches(parts: Parts, count: int) -> Loader:
     train, test = parts.train_batches, parts.test_batches
     common: dict[str, Any] = {"batch": test.batch, "device": test.device, "seed": 0}
     common |= {"mean": parts.dataset.mean, "std": parts.dataset.std}
-    if isinstance(train, ViewLoader | DaliLoader):
-        stored = train.images if isinstance(train, ViewLoader) else train.files
-        images = ChosenImages(stored, _chosen(len(stored), count))
+    if isinstance(train, ViewLoader):
+        images = ChosenImages(train.images, _chosen(len(train.images), count))
         return ViewLoader(images, train.plan, training=False, workers=train.workers, **common)
     assert isinstance(train, MemoryLoader)
     chosen = _chosen(len(train.images), count).to(train.images.device)

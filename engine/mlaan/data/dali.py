@@ -1,29 +1,29 @@
 """Batches that NVIDIA DALI decodes: on the CPU, or on a GPU with its JPEG decoders.
 
 DALI draws nothing: it is given the paths and the boxes that the other loaders would take. So the images are theirs, up
-to the rounding of its resizing (tests: one or two of 255 levels), the place is all the state there is, and any
-loader's run can be gone on with. Its own checkpointing is not needed.
+to the rounding of its resizing (one of 255 levels; a few at the edges, beyond which it repeats the image's outermost
+pixels), the place is all the state there is, and any loader's run can be gone on with. Its own checkpointing is not
+needed.
 """
 
 import importlib.util
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mlaan.data.dataset import Batch
-from mlaan.data.files import ImageFiles, decode
-from mlaan.data.loader import Loader, mixed_seed
-from mlaan.data.prefetch import SideStream, ahead
+from mlaan.data.files import ImageFiles
+from mlaan.data.loader import mixed_seed
 from mlaan.data.store import Unreadable
-from mlaan.data.view_loader import signed
+from mlaan.data.view_loader import ViewLoader, Views, signed
 from mlaan.data.views import ViewPlan
 from mlaan.errors import UserError
-from mlaan_kernels.normalize_augment import normalize_augment
 
 _AHEAD = 2
 """Batches that DALI works on at a time."""
@@ -38,25 +38,11 @@ def why_not() -> str | None:
     return None
 
 
-class _Order(NamedTuple):
-    """What DALI is asked for in one batch, image by image.
+class DaliLoader(ViewLoader):
+    """Endless epochs over image files, decoded and cut by DALI; the rest is as in `ViewLoader`.
 
-    Attributes:
-        numbers: of the images.
-        paths: uint8, the characters.
-        starts, shapes: (2,) int64, the box: in training of the image, in testing of the resized image.
-        resized: (2,) float32, height and width of the whole image before the box is cut; testing only.
+    Its batches raise a UserError, too, where DALI fails at images that torchvision can read.
     """
-
-    numbers: list[int]
-    paths: list[np.ndarray]
-    starts: list[np.ndarray]
-    shapes: list[np.ndarray]
-    resized: list[np.ndarray]
-
-
-class DaliLoader(Loader):
-    """Endless epochs over image files, decoded and cut by DALI; made ready on the device as by `ViewLoader`."""
 
     def __init__(
         self,
@@ -79,110 +65,105 @@ class DaliLoader(Loader):
             raise UserError(f"data.backend = 'dali', but {reason}, or set data.backend = 'torchvision'")
         if files.sizes is None:
             raise ValueError("files without sizes: `mlaan data check` finds them out")
-        super().__init__(len(files), batch=batch, device=device, shuffle=training, drop_last=training, seed=seed)
-        self.files, self.sizes, self.plan, self.training = files, files.sizes, plan, training
-        self.workers = max(1, workers)
-        self._mean = torch.tensor(mean, dtype=torch.float32, device=self.device)
-        self._std = torch.tensor(std, dtype=torch.float32, device=self.device)
-        self._side = SideStream(self.device) if self.device.type == "cuda" else None
-        self._gone: set[int] = set()
+        workers = max(1, workers)
+        super().__init__(
+            files, plan, training=training, batch=batch, device=device, mean=mean, std=std, seed=seed, workers=workers
+        )
+        self.files, self._sizes = files, files.sizes.astype(np.int64)
 
-    def batches(self, epoch: int, first: int) -> Iterator[Batch | None]:
-        """Raises UserError where no image of a batch can be read."""
-        return ahead(self._decoded(epoch, first), self._prepare, self._side)
+    def _prepare(self, views: Views) -> Batch:
+        """Copies first what DALI gave, and what it takes back.
 
-    def identity(self) -> dict[str, int]:
-        return super().identity() | {"files": self.files.fingerprint()}
+        Shared by DLPack instead, it would be freed by a thread of DALI's that waits for the whole device, which a CUDA
+        graph that is being captured does not stand.
+        """
+        from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray
 
-    def _prepare(self, decoded: tuple[Tensor, Tensor, Tensor]) -> Batch:
-        pixels, labels, seeds = decoded
-        if self._side is not None:
-            pixels = pixels.clone()
-            # DALI takes its memory back when it is asked for the next batch; this waits for no step of training.
-            torch.cuda.current_stream(self.device).synchronize()
-        seeds, labels = (tensor.to(self.device, non_blocking=True) for tensor in (seeds, labels))
-        images = normalize_augment(pixels, self._mean, self._std, seeds, flip=self.training, dtype=torch.float32)
-        return Batch(images, labels)
+        images = cast(Any, views.pixels)
+        pixels = torch.empty(images.shape(), dtype=torch.uint8, device=self.device)
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        return super()._prepare(views._replace(pixels=feed_ndarray(images, pixels, cuda_stream=stream)))
 
-    def _decoded(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor, Tensor] | None]:
-        """Pixels (N, size, size, 3) uint8, labels (N,) int64 and seeds (N,) int64 of each batch."""
-        chosen = self.order(epoch).split(self.batch)[: len(self)]
+    def _read(self, epoch: int, first: int) -> Iterator[Views]:
+        """What DALI gives, its pixels as a tensor of DALI's.
+
+        Where it fails, another pipeline begins with the batch that is due, without the files that are to blame.
+        """
         size = self.plan.size_at(epoch) if self.training else self.plan.size
-        due, pipeline = first, None
-        asked: deque[_Order] = deque()
-        while due < len(chosen):
-            if pipeline is None:
-                asked.clear()
-                pipeline = self._pipeline(size, self._ask(epoch, chosen[due:], size, asked))
-            try:
-                [images] = pipeline.run()
-            except RuntimeError as error:
-                self._blame(asked[0], error)
-                pipeline = None  # it cannot be used after an error
-                continue
-            numbers = asked.popleft().numbers
-            few = self.training and len(numbers) == 1 < self.batch
-            seeds = [signed(mixed_seed(self.seed, epoch, 1 + number)) for number in numbers]
-            pixels = torch.from_dlpack(images.as_tensor())
-            yield None if few else (pixels, self.files.labels[numbers], torch.tensor(seeds, dtype=torch.int64))
-            due += 1
+        chosen = [numbers.tolist() for numbers in self.order(epoch).split(self.batch)][first : len(self)]
+        gone: dict[int, tuple[str, str]] = {}
+        seeds: deque[Tensor] = deque()
+        pipeline, failed = None, -1
+        for due, numbers in enumerate(chosen):
+            pixels, drawn = torch.empty(0), torch.empty(0)
+            while kept := [number for number in numbers if number not in gone]:
+                if pipeline is None:
+                    seeds.clear()
+                    pipeline = self._pipeline(size, self._asked(epoch, [kept, *chosen[due + 1 :]], size, seeds))
+                try:
+                    [images] = pipeline.run()
+                    pixels, drawn = images.as_tensor(), seeds.popleft()
+                    break
+                except RuntimeError as error:
+                    reason = str(error)  # the error itself would keep the pipeline, with its threads and memory
+                pipeline = None  # it cannot be used any more
+                bad = self._unreadable(kept)
+                if failed == due and not bad:
+                    raise _failure(reason)
+                failed = due
+                gone |= bad
+            labels = self.files.labels[kept]
+            if self.device.type == "cuda":
+                labels, drawn = labels.pin_memory(), drawn.pin_memory()
+            yield Views(pixels, labels, drawn, [gone[number] for number in numbers if number in gone])
 
-    def _ask(
-        self, epoch: int, batches: Sequence[Tensor], size: int, asked: deque[_Order]
-    ) -> Iterator[tuple[list[np.ndarray], ...]]:
-        """What DALI is to do, batch by batch."""
-        for numbers in batches:
-            asked.append(self._order(epoch, numbers.tolist(), size))
-            inputs = (asked[-1].paths, asked[-1].starts, asked[-1].shapes)
-            yield inputs if self.training else (*inputs, asked[-1].resized)
+    def _asked(
+        self, epoch: int, chosen: Sequence[list[int]], size: int, seeds: deque[Tensor]
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """What DALI is to do, batch by batch; the batch's seeds are added to `seeds`.
 
-    def _order(self, epoch: int, numbers: list[int], size: int) -> _Order:
-        kept = [number for number in numbers if number not in self._gone]
-        if not kept:
-            raise UserError(
-                f"none of the {len(numbers)} images of a batch can be read ({self.files.path(numbers[0])}): is "
-                "data.root still there? Go on with --resume when it is"
-            )
-        order = _Order(kept, [], [], [], [])
+        Paths (N, L) uint8; starts and shapes (N, 2) int64 of the boxes, in testing of the resized image; in testing
+        the height and width (N, 2) float32 of that.
+        """
         view = self.plan.train_view(epoch)
-        for number in kept:
-            height, width = map(int, self.sizes[number])
-            order.paths.append(np.frombuffer(self.files.path(number).encode(), dtype=np.uint8))
+        for numbers in chosen:
+            drawn = [mixed_seed(self.seed, epoch, 1 + number) for number in numbers]
+            seeds.append(torch.tensor([signed(seed) for seed in drawn], dtype=torch.int64))
+            # Whole arrays, as DALI takes lists one by one, in Python; a path ends at the zeros that fill up its row.
+            paths = np.array([os.fsencode(self.files.path(number)) for number in numbers])
+            paths = paths.view(np.uint8).reshape(len(numbers), -1)
+            sizes = self._sizes[numbers]
             if self.training:
-                box = view.box(height, width, Random(mixed_seed(self.seed, epoch, 1 + number)))
+                pairs = zip(sizes.tolist(), drawn, strict=True)
+                boxes = [view.box(height, width, Random(seed)) for (height, width), seed in pairs]
+                yield paths, np.array([box[:2] for box in boxes]), np.array([box[2:] for box in boxes])
             else:
-                shorter = min(height, width)
-                rows, columns = (int(self.plan.resize * side / shorter) for side in (height, width))
-                order.resized.append(np.array([rows, columns], dtype=np.float32))
-                box = (*(round((side - size) / 2) for side in (rows, columns)), size, size)
-            order.starts.append(np.array(box[:2], dtype=np.int64))
-            order.shapes.append(np.array(box[2:], dtype=np.int64))
-        return order
+                resized = (self.plan.resize * sizes / sizes.min(1, keepdims=True)).astype(np.int64)
+                starts = np.rint((resized - size) / 2).astype(np.int64)
+                yield paths, starts, np.full_like(starts, size), resized.astype(np.float32)
 
-    def _pipeline(self, size: int, source: Iterator[tuple[list[np.ndarray], ...]]) -> Any:
+    def _pipeline(self, size: int, source: Iterator[tuple[np.ndarray, ...]]) -> Any:
         from nvidia.dali import fn as operators
         from nvidia.dali import types as constants
         from nvidia.dali.pipeline import Pipeline
 
         fn, types = cast(Any, operators), cast(Any, constants)  # what they hold is made when they are imported
-        on_gpu = self.device.type == "cuda"
+        decoder: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
+        device = None
+        if self.device.type == "cuda":
+            device = torch.cuda.current_device() if self.device.index is None else self.device.index
+            # Colours are interpolated as on the CPU: by default they would not be.
+            decoder |= {"device": "mixed", "hw_decoder_load": _HARDWARE_SHARE, "jpeg_fancy_upsampling": True}
         pipeline = Pipeline(
-            batch_size=self.batch,
-            num_threads=self.workers,
-            device_id=(self.device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=_AHEAD,
+            batch_size=self.batch, num_threads=self.workers, device_id=device, prefetch_queue_depth=_AHEAD
         )
-        decoder: dict[str, Any] = (
-            {"device": "mixed", "hw_decoder_load": _HARDWARE_SHARE} if on_gpu else {"device": "cpu"}
-        )
-        decoder |= {"output_type": types.RGB, "adjust_orientation": False}
         smooth: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True, "dtype": types.UINT8}
         kinds = [types.UINT8, types.INT64, types.INT64, *(() if self.training else (types.FLOAT,))]
         with pipeline:
             paths, starts, shapes, *resized = fn.external_source(
                 source=source, num_outputs=len(kinds), dtype=kinds, ndim=[1] * len(kinds), batch=True
             )
-            encoded = fn.io.file.read(paths)
+            encoded = fn.io.file.read(paths, dont_use_mmap=True)  # mapped, a file that is cut would kill the process
             if self.training:
                 parts = fn.decoders.image_slice(encoded, starts, shapes, axes=[0, 1], **decoder)
                 pipeline.set_outputs(fn.resize(parts, size=[size, size], **smooth))
@@ -192,18 +173,23 @@ class DaliLoader(Loader):
         pipeline.build()
         return pipeline
 
-    def _blame(self, order: _Order, error: RuntimeError) -> None:
-        """Finds the files of a batch that DALI failed on, which it does not tell reliably."""
-        found = 0
-        for number in order.numbers:
+    def _unreadable(self, numbers: list[int]) -> dict[int, tuple[str, str]]:
+        """(name, reason) of those files of a batch that are to blame, which DALI does not tell reliably.
+
+        It fails as well at an image that is no longer as large as it was when it was checked: sizes are looked at too.
+        """
+        found: dict[int, tuple[str, str]] = {}
+        for number in numbers:
             try:
-                decode(self.files.path(number))
+                self._sizes[number] = self.files.read(number).shape[1:]
             except Unreadable as unreadable:
-                found += 1
-                self._gone.add(number)
-                self.leave_out(unreadable)
-        if not found:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"data.backend = 'dali' failed where no file is to blame ({reason}): set data.backend = 'torchvision'"
-            ) from None
+                found[number] = unreadable.name, unreadable.reason
+        return found
+
+
+def _failure(reason: str) -> UserError:
+    reason = " ".join(reason.split()).rpartition("encountered: ")[2]
+    return UserError(
+        f"data.backend = 'dali' failed twice at images that torchvision can read ({reason[:300]}): "
+        "set data.backend = 'torchvision'"
+    )
