@@ -1,5 +1,6 @@
 """The commands, from a person's side."""
 
+import io
 import json
 import re
 import signal
@@ -263,3 +264,12 @@ def test_a_warning_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "run", warn)
     assert main(["doctor"]) == 0
     assert capsys.readouterr().err == "mlaan: slower than need be\n"
+
+
+def test_a_file_name_that_is_no_text_can_be_printed(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("mlaan.cli.parse", lambda words: (lambda *_: print("caf\udce9.JPEG"), None, None))
+    main([])
+    out.flush()
+    assert out.buffer.getvalue() == b"caf\\udce9.JPEG\n"

@@ -118,7 +118,8 @@ def test_a_folder_that_was_not_checked_is_trained_on_all_the_same(tmp_path):
 
 def test_dali_has_an_unchecked_folder_checked_first_and_says_so(tmp_path):
     made = make_folder(tmp_path, classes=CLASSES, train=TRAIN, val=VAL, sides=(30, 90))
-    found = opened(made, {}, "dali")
+    with pytest.warns(RuntimeWarning, match=r"checking .*/(train|val) first, once.*shows how far it is"):
+        found = opened(made, {}, "dali")
     assert found.notes[0] == f"checked {tmp_path}/train and {tmp_path}/val first, as DALI needs the sizes"
     assert len([note for note in found.notes if "4 of" in note and "left out" in note]) == 2
     assert found.test.images_per_epoch == VAL

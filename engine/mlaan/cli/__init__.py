@@ -1,5 +1,6 @@
 """The command line: one module for each command of `mlaan`."""
 
+import io
 import os
 import sys
 import warnings
@@ -15,6 +16,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 where a replayed step is finite after all, 2 for anything a person can mend (one line on stderr), 130 and
     143 after SIGINT and SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line

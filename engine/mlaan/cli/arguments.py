@@ -123,7 +123,7 @@ examples
 
 DIR holds train/ and val/, each with a folder per class. The list is kept in DIR/train/.mlaan-check.npz, DIR/val/...
 (or in ~/.cache/mlaan, where DIR cannot be written); training uses it and says how many files it left out. A second call
-looks only at class folders that have changed. Grey and CMYK images are named, and used as RGB.
+looks only at files that are new or have changed. Grey and CMYK images are named, and used as RGB.
 """
 
 DATA_PACK = """\

@@ -5,15 +5,18 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlaan.cli.arguments import Overrides
-from mlaan.data.check import LEFT_OUT, ODD, CheckedPart, check_part
+from mlaan.data.check import CheckedPart, check_part
+from mlaan.data.findings import LEFT_OUT, ODD
 from mlaan.errors import UserError
 from mlaan.observe.words import aligned, duration
 
 _NAMED = 50
 """Bad files of a kind that are named; the rest are counted, and --json names all."""
+_ODD_NAMED = 5
 
 
 def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
@@ -27,26 +30,38 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if arguments.json:
         print(json.dumps([_plain(part) for part in checked], indent=1))
         return 0
+    print(_encodable("\n".join([*_table(checked), *(line for part in checked for line in _named(part))])))
+    return 0
+
+
+def _table(checked: Sequence[CheckedPart]) -> list[str]:
     kinds = [kind for kind in (*LEFT_OUT, *ODD) if any(kind in part.counts() for part in checked)]
     rows = [["", "files", "used", *kinds]]
     for part in checked:
         counts = part.counts()
         used = len(part.names) - sum(counts.get(kind, 0) for kind in LEFT_OUT)
-        rows.append([part.folder.name, *map(str, (len(part.names), used, *(counts.get(kind, 0) for kind in kinds)))])
-    print("\n".join(aligned(rows)))
-    for part in checked:
-        for kind in LEFT_OUT:
+        rows.append([_name(part), *map(str, (len(part.names), used, *(counts.get(kind, 0) for kind in kinds)))])
+    return aligned(rows)
+
+
+def _named(part: CheckedPart) -> Iterator[str]:
+    """The first files of each kind, and where the list is."""
+    for kinds, what, most in ((LEFT_OUT, "left out", _NAMED), (ODD, "used", _ODD_NAMED)):
+        for kind in kinds:
             paths = part.paths(kind)
-            print("".join(f"left out, {kind}: {path}\n" for path in paths[:_NAMED]), end="")
-            if len(paths) > _NAMED:
-                print(f"left out, {kind}: {len(paths) - _NAMED} more; --json names them all")
-        for kind in ODD:
-            paths = part.paths(kind)
-            print("".join(f"used, {kind}: {path}\n" for path in paths[:5]), end="")
-            if len(paths) > 5:
-                print(f"used, {kind}: {len(paths) - 5} more; --json names them all")
-        print(f"list of {part.folder.name}: {part.place}")
-    return 0
+            yield from (f"{what}, {kind}: {path}" for path in paths[:most])
+            if len(paths) > most:
+                yield f"{what}, {kind}: {len(paths) - most} more; --json names them all"
+    yield f"list of {_name(part)}: {part.place}"
+
+
+def _name(part: CheckedPart) -> str:
+    return part.folder.resolve().name
+
+
+def _encodable(text: str) -> str:
+    r"""A file name may hold bytes that are no text: they are shown as \xe9."""
+    return os.fsencode(text).decode(errors="backslashreplace")
 
 
 class Progress:
@@ -65,7 +80,7 @@ class Progress:
         rate = (done - self._first) / max(now - self._start, 1e-9)
         left = duration((count - done) / rate) if rate else "?"
         end = "\n" if done == count else ""
-        line = f"\r{self._what}: {done:,} of {count:,}, {rate:,.0f} a second, {left} left "
+        line = f"\r{self._what}: {done:,} of {count:,}, {rate:,.0f} a second, {left} left\x1b[K"
         print(line, end=end, file=sys.stderr, flush=True)
 
 

@@ -1,6 +1,7 @@
 """The ways of getting at ImageNet's images; all give the same images in the same order, up to a decoder's rounding."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -112,7 +113,13 @@ def _with_sizes(opened: list[OpenedPart], root: str) -> tuple[list[OpenedPart], 
         raise UserError(f"data.backend = 'dali', but {reason}, or set data.backend = 'torchvision'")
     unchecked = [part.files.root for part in opened if part.files.sizes is None]
     for folder in unchecked:
-        check_part(folder, root, os.cpu_count() or 1)
+        warnings.warn(
+            f"checking {folder} first, once, as DALI needs the images' sizes: of a large folder `mlaan data check "
+            f"{root}` shows how far it is",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        check_part(folder, root, min(32, os.cpu_count() or 1))
     if not unchecked:
         return opened, ()
     names = " and ".join(map(str, unchecked))

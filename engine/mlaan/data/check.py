@@ -2,51 +2,31 @@
 
 A file that cannot be used is named and left out of training and testing; an odd one, such as a grey picture, is named
 and stays. The list is an .npz file without pickled objects, `.mlaan-check.npz` in the folder itself, or below
-$XDG_CACHE_HOME/mlaan where that folder cannot be written. It holds as long as no class folder changes.
+$XDG_CACHE_HOME/mlaan where that folder cannot be written. Training takes it as long as no class folder changes; another
+check looks at the files that are new or have changed.
 """
 
 import hashlib
 import os
+import shlex
 import time
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from mlaan.data.files import ImageFiles, decode
-from mlaan.data.listing import class_times, list_part
-from mlaan.data.store import Unreadable
+from mlaan.data.decoders import in_order
+from mlaan.data.files import ImageFiles
+from mlaan.data.findings import CRASHES, KINDS, LEFT_OUT, PASSING, Finding, inspect
+from mlaan.data.listing import class_times, file_stamps, list_part
 from mlaan.errors import UserError
 
-GOOD = "good"
-LEFT_OUT = ("empty", "truncated", "no image", "tiny", "crashes the decoder")
-ODD = ("grey", "CMYK", "not JPEG", "turned by EXIF")
-KINDS = (GOOD, *LEFT_OUT, *ODD)
-"""What a file may be; `LEFT_OUT` are of no use, `ODD` are used: as RGB, and not turned."""
-
-LEAST_SIDE = 4
-"""Pixels; an image with a shorter side is "tiny"."""
-
-_VERSION = 1
-_CHUNK = 32
+_VERSION = 2
 _SAVE_SECONDS = 60.0
-_MAGIC = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8")
-
-
-class Finding(NamedTuple):
-    """What a file is: one of KINDS, its height and width (0 where unknown)."""
-
-    kind: str
-    height: int = 0
-    width: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +41,7 @@ class CheckedPart:
         labels: (N,) int64.
         kinds: (N,) uint8, places in KINDS.
         sizes: (N, 2) int32, heights and widths.
+        stamps: (N, 2) int64, `file_stamps` when they were looked at.
         place: where the list is kept.
     """
 
@@ -71,6 +52,7 @@ class CheckedPart:
     labels: np.ndarray
     kinds: np.ndarray
     sizes: np.ndarray
+    stamps: np.ndarray
     place: Path
 
     def counts(self) -> dict[str, int]:
@@ -112,17 +94,15 @@ def open_part(folder: Path, root: str) -> OpenedPart:
     Raises:
         UserError: as `list_part`.
     """
-    command = f"`mlaan data check {root}`"
+    command = f"`mlaan data check {shlex.quote(root)}`"
     try:
         checked = read_list(folder)
     except ValueError as damage:
         checked, note = None, f"{folder}: the list of its check is ignored ({damage}); {command} makes it anew"
     else:
         note = f"{folder} has not been checked for bad files: {command} does it once" if checked is None else ""
-    if checked is not None:
-        present = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        if class_times(folder, present) != checked.times:
-            checked, note = None, f"{folder} has changed since it was checked: {command} looks at what is new"
+    if checked is not None and class_times(folder) != checked.times:
+        checked, note = None, f"{folder} has changed since it was checked: {command} looks at what is new"
     if checked is None:
         return OpenedPart(*list_part(folder, root), {}, note)
     bad = {KINDS.index(kind) for kind in LEFT_OUT}
@@ -140,9 +120,9 @@ def check_part(
     workers: int,
     progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> CheckedPart:
-    """Looks at every file of a part that was not looked at before, and keeps the list.
+    """Looks at every file of a part that was not looked at before, or has changed, and keeps the list.
 
-    Interrupted, it keeps what it has found out about whole class folders.
+    Interrupted, it keeps what it has found out.
 
     Args:
         workers: processes that decode.
@@ -151,27 +131,30 @@ def check_part(
     Raises:
         UserError: as `list_part`, or the list cannot be kept anywhere.
     """
+    times = class_times(folder)  # before the files are listed: one that comes meanwhile makes the list an old one
     files, classes = list_part(folder, root)
-    times = class_times(folder, classes)
-    known = _known(folder, times)
+    stamps = file_stamps(files)
+    known, place = _known(folder), _place(folder)
     count = len(files)
-    findings: list[Finding | None] = [known.get(bytes(name)) for name in files.names]
+    findings = [known.get((bytes(name), *stamp)) for name, stamp in zip(files.names, stamps.tolist(), strict=True)]
     missing = [i for i, finding in enumerate(findings) if finding is None]
-    place = _place(folder)
+
+    def found() -> CheckedPart:
+        return _looked_at(files, classes, times, stamps, findings, place)
+
     saved_at = time.monotonic()
     try:
-        done = count - len(missing)
-        for i, finding in _inspect_all([files.path(i) for i in missing], workers):
-            findings[missing[i]] = finding
-            done += 1
+        looking = in_order(inspect, Finding(CRASHES), (files.path(i) for i in missing), max(1, workers))
+        for done, (i, finding) in enumerate(zip(missing, looking, strict=True), count - len(missing) + 1):
+            findings[i] = finding
             progress(done, count)
             if time.monotonic() - saved_at > _SAVE_SECONDS:
-                _save(_partial(files, classes, times, findings, place), complete=False)
+                _save(found(), complete=False)
                 saved_at = time.monotonic()
     except KeyboardInterrupt:
-        _save(_partial(files, classes, times, findings, place), complete=False)
+        _save(found(), complete=False)
         raise
-    checked = _partial(files, classes, times, findings, place)
+    checked = found()
     _save(checked, complete=True)
     return checked
 
@@ -186,109 +169,32 @@ def read_list(folder: Path) -> CheckedPart | None:
     return found[0] if found and found[1] else None
 
 
-def inspect(path: str) -> Finding:
-    """What a file is; decodes all of it."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-    except OSError:
-        return Finding("no image")
-    if not start:
-        return Finding("empty")
-    try:
-        image = decode(path)
-    except Unreadable:
-        return Finding("truncated" if start.startswith(_MAGIC) else "no image")
-    _, height, width = image.shape
-    if min(height, width) < LEAST_SIDE:
-        return Finding("tiny", height, width)
-    return Finding(_oddity(path), height, width)
-
-
-def _oddity(path: str) -> str:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if image.format != "JPEG":
-                return "not JPEG"
-            if image.mode != "RGB":
-                return {"L": "grey", "CMYK": "CMYK"}.get(image.mode, GOOD)
-            return "turned by EXIF" if image.getexif().get(0x0112, 1) != 1 else GOOD
-    except (OSError, ValueError, SyntaxError):  # torchvision decodes it, and that is what counts
-        return GOOD
-
-
-def _inspect_chunk(paths: Sequence[str]) -> list[Finding]:
-    torch.set_num_threads(1)
-    return [inspect(path) for path in paths]
-
-
-def _inspect_all(paths: Sequence[str], workers: int) -> Iterator[tuple[int, Finding]]:
-    """(place, finding) of all files, in any order."""
-    chunks = [range(first, min(first + _CHUNK, len(paths))) for first in range(0, len(paths), _CHUNK)]
-    left: list[range] = []
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("fork")) as pool:
-        running: dict[Future[list[Finding]], range] = {}
-        waiting = iter(chunks)
-        try:
-            while True:
-                for chunk in waiting:
-                    running[pool.submit(_inspect_chunk, [paths[i] for i in chunk])] = chunk
-                    if len(running) >= 4 * max(1, workers):
-                        break
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield from zip(running[future], future.result(), strict=True)
-                    del running[future]
-        except BrokenProcessPool:  # some file crashed its process; the others' results are lost
-            left = [*running.values(), *waiting]
-        except (KeyboardInterrupt, GeneratorExit):
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    for chunk in left:
-        yield from _inspect_alone(paths, chunk)
-
-
-def _inspect_alone(paths: Sequence[str], chunk: range) -> Iterator[tuple[int, Finding]]:
-    """A chunk in a process of its own; where that dies, in halves, down to the file that it dies of."""
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-        try:
-            found = pool.submit(_inspect_chunk, [paths[i] for i in chunk]).result()
-        except BrokenProcessPool:
-            found = None
-    if found is not None:
-        yield from zip(chunk, found, strict=True)
-    elif len(chunk) == 1:
-        yield chunk[0], Finding("crashes the decoder")
-    else:
-        middle = len(chunk) // 2
-        yield from _inspect_alone(paths, chunk[:middle])
-        yield from _inspect_alone(paths, chunk[middle:])
-
-
-def _partial(
-    files: ImageFiles, classes: list[str], times: dict[str, int], findings: Sequence[Finding | None], place: Path
+def _looked_at(
+    files: ImageFiles,
+    classes: list[str],
+    times: dict[str, int],
+    stamps: np.ndarray,
+    findings: Sequence[Finding | None],
+    place: Path,
 ) -> CheckedPart:
-    """What is known, of class folders that were looked at to the end."""
-    open_ones = {int(files.labels[i]) for i, finding in enumerate(findings) if finding is None}
-    keep = [i for i in range(len(files)) if int(files.labels[i]) not in open_ones]
-    known = [finding for i in keep if (finding := findings[i]) is not None]
+    """What is known so far."""
+    keep = [i for i, finding in enumerate(findings) if finding is not None]
+    known = [finding for finding in findings if finding is not None]
     return CheckedPart(
         files.root,
         classes,
-        {name: times[name] for label, name in enumerate(classes) if label not in open_ones},
+        times,
         files.names[keep],
         files.labels.numpy()[keep],
         np.array([KINDS.index(finding.kind) for finding in known], dtype=np.uint8),
         np.array([finding[1:] for finding in known], dtype=np.int32).reshape(-1, 2),
+        stamps[keep],
         place,
     )
 
 
-def _known(folder: Path, times: dict[str, int]) -> dict[bytes, Finding]:
-    """What an earlier check found in class folders that have not changed since."""
+def _known(folder: Path) -> dict[tuple[bytes, int, int], Finding]:
+    """What an earlier check found, by name and stamp; what may pass is not among it."""
     try:
         found = _load(folder)
     except ValueError:
@@ -296,16 +202,14 @@ def _known(folder: Path, times: dict[str, int]) -> dict[bytes, Finding]:
     if found is None:
         return {}
     earlier = found[0]
-    same = {name for name, moment in earlier.times.items() if times.get(name) == moment}
-    is_same = np.array([name in same for name in earlier.classes], dtype=bool)
-    keep = is_same[earlier.labels] if len(earlier.labels) else np.zeros(0, dtype=bool)
-    rows = zip(earlier.names[keep], earlier.kinds[keep], earlier.sizes[keep].tolist(), strict=True)
-    return {bytes(name): Finding(KINDS[kind], *size) for name, kind, size in rows}
+    rows = zip(earlier.names, earlier.stamps.tolist(), earlier.kinds.tolist(), earlier.sizes.tolist(), strict=True)
+    known = {(bytes(name), *stamp): Finding(KINDS[kind], *size) for name, stamp, kind, size in rows}
+    return {key: finding for key, finding in known.items() if finding.kind not in PASSING}
 
 
 def _places(folder: Path) -> list[Path]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlaan"
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     return [folder / ".mlaan-check.npz", cache / f"check-{name}.npz"]
 
 
@@ -325,41 +229,48 @@ def _save(part: CheckedPart, *, complete: bool) -> None:
         "labels": part.labels,
         "kinds": part.kinds,
         "sizes": part.sizes,
+        "stamps": part.stamps,
     }
     temporary = part.place.with_name(f".{part.place.name}.{os.getpid()}.tmp")
     try:
         part.place.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(part.place)
+        try:
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, **content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(part.place)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot keep the list of {part.folder} in {part.place}: {error.strerror}: make room") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot keep the list of {part.folder} in {part.place}: {error.strerror or error}: make room, or get the "
+            "right to write there"
+        ) from None
 
 
 def _load(folder: Path) -> tuple[CheckedPart, bool] | None:
-    """The list and whether it is of the whole part."""
-    place = next((place for place in _places(folder) if place.exists()), None)
-    if place is None:
+    """The newest list, and whether it is of the whole part."""
+    places = [place for place in _places(folder) if os.path.exists(place)]
+    if not places:
         return None
+    place = max(places, key=os.path.getmtime)
     try:
         with np.load(place, allow_pickle=False) as content:  # the zip archive's own checksums are looked at
-            if int(content["version"]) != _VERSION:
-                raise ValueError(f"{place} is of another version")
-            timed = [os.fsdecode(bytes(name)) for name in content["timed"]]
-            part = CheckedPart(
-                folder,
-                [os.fsdecode(bytes(name)) for name in content["classes"]],
-                dict(zip(timed, content["times"].tolist(), strict=True)),
-                content["names"],
-                content["labels"],
-                content["kinds"],
-                content["sizes"],
-                place,
-            )
-            return part, bool(content["complete"])
-    except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            if int(content["version"]) == _VERSION:
+                timed = [os.fsdecode(bytes(name)) for name in content["timed"]]
+                part = CheckedPart(
+                    folder,
+                    [os.fsdecode(bytes(name)) for name in content["classes"]],
+                    dict(zip(timed, content["times"].tolist(), strict=True)),
+                    content["names"],
+                    content["labels"],
+                    content["kinds"],
+                    content["sizes"],
+                    content["stamps"],
+                    place,
+                )
+                return part, bool(content["complete"])
+    except Exception as error:  # zip, zlib and NumPy have many for a file that is not whole
         raise ValueError(f"{place} is damaged: {' '.join(str(error).split())}") from None
+    raise ValueError(f"{place} is of another version")

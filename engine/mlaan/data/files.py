@@ -51,7 +51,8 @@ def decode(path: str) -> Tensor:
     from torchvision.transforms.v2.functional import to_dtype
 
     try:
-        image = decode_image(path, ImageReadMode.RGB)
+        # torchvision itself knows only names in UTF-8, and maps the file, so that a failing disk kills the process.
+        image = decode_image(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), ImageReadMode.RGB)
     except (RuntimeError, OSError) as error:
         raise Unreadable(path, str(error)) from None
     if image.ndim != 3:

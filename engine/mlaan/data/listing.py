@@ -1,6 +1,7 @@
 """The files of a folder of class folders, in the order that torchvision's ImageFolder gives them."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,23 @@ def list_part(folder: Path, root: str) -> tuple[ImageFiles, list[str]]:
     return ImageFiles(folder, names, torch.tensor(found.targets)), found.classes
 
 
-def class_times(folder: Path, classes: list[str]) -> dict[str, int]:
+def class_times(folder: Path) -> dict[str, int]:
     """For each class folder when files were last added to it, renamed or removed, in nanoseconds.
 
-    The latest modification of the folder and those below it.
+    The latest modification of the class folder and those below it; none where `folder` is not there.
     """
     times = {}
-    for name in classes:
+    for name in [entry.name for entry in os.scandir(folder) if entry.is_dir()] if folder.is_dir() else ():
         below = [place for place, _, _ in os.walk(folder / name, followlinks=True)]
         times[name] = max((os.stat(place).st_mtime_ns for place in below), default=0)
     return times
+
+
+def file_stamps(files: ImageFiles) -> np.ndarray:
+    """(N, 2) int64: of each file its size in bytes and when it was last written to, in nanoseconds; 0 where unknown."""
+    stamps = np.zeros((len(files), 2), dtype=np.int64)
+    for i in range(len(files)):
+        with suppress(OSError):
+            found = os.stat(files.path(i))
+            stamps[i] = found.st_size, found.st_mtime_ns
+    return stamps
