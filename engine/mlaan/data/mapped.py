@@ -37,7 +37,9 @@ class MappedRecords:
             with self.files[shard].open("rb") as file:
                 # a private copy on writing, as tensors cannot be made of memory that cannot be written
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        if offset + length > len(self._maps[shard]) or not length:
+        if not length:
+            raise OSError("it is empty")
+        if offset + length > len(self._maps[shard]):
             raise OSError(f"{self.files[shard]} ends before byte {offset + length}")
         return torch.frombuffer(self._maps[shard], dtype=torch.uint8, count=length, offset=offset)
 

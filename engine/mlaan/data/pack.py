@@ -6,29 +6,29 @@ that was interrupted goes on behind its last whole shard, and ends with the same
 """
 
 import hashlib
+import io
 import json
 import os
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mlaan.data.check import OpenedPart, open_part
+from mlaan.data.decoders import in_order
 from mlaan.data.files import ImageFiles, decode
-from mlaan.data.packed import INDEX, VERSION, Index, is_packed, shard_name
+from mlaan.data.listing import file_stamps
+from mlaan.data.packed import INDEX, VERSION, Index, PackedImages, is_packed, shard_name
 from mlaan.data.store import Unreadable
 from mlaan.errors import UserError
 
 SETTINGS = "pack.json"
-_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,20 @@ class PackSettings:
         form: "jpeg" or "uint8".
         quality: of JPEGs that are made; a file that is a JPEG of the right size already is copied.
         shard_bytes: about how large a shard becomes.
+
+    Raises UserError where the size or the quality is out of range.
     """
 
     size: int
     form: str
     quality: int
     shard_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"size = {self.size} must be at least 1")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"quality = {self.quality} must be from 1 to 100")
 
 
 class Packed(NamedTuple):
@@ -101,28 +109,35 @@ def pack_part(
         progress: called with the images done and all of them.
 
     Raises:
-        UserError: as `open_part`; `out` holds something else; the disk is full.
+        UserError: as `open_part`; `out` holds something else, or is damaged; it cannot be written, as on a full disk.
     """
     opened = open_part(folder, root)
     files = opened.files
-    made_of = asdict(settings) | {"version": VERSION, "images": len(files), "files": files.fingerprint()}
+    made_of = asdict(settings) | {
+        "version": VERSION,
+        "images": len(files),
+        "source_bytes": int(file_stamps(files)[:, 0].sum()),
+        "fingerprint": files.fingerprint(),
+    }
     try:
         out.mkdir(parents=True, exist_ok=True)
         _claim(out, made_of)
-        shards = _finished(out)
+        for leftover in out.glob(".*.tmp"):  # of one that was killed
+            leftover.unlink()
         if not is_packed(out):
+            shards = _finished(out)
             if not shards or shards[-1].upto < len(files):
                 _write_shards(files, out, settings, workers, shards, progress)
             _write_index(out, files, opened, settings, shards)
-        for leftover in (*out.glob("shard-*.json"), *out.glob(".*.tmp")):
-            leftover.unlink()
+        packed = PackedImages.open(out)
+        for listing in out.glob("shard-*.json"):
+            listing.unlink()
     except OSError as error:
         raise UserError(
-            f"cannot write into {out}: {error.strerror}: make room there, then run the same command again: it goes on"
+            f"cannot write into {out}: {error.strerror or error}: make room there, or give another folder; "
+            "the same command again goes on"
         ) from None
-    with np.load(out / INDEX, allow_pickle=False) as index:
-        left_out = dict(zip(_texts(index["left_out"]), _texts(index["reasons"]), strict=True))
-        return Packed(len(index["labels"]), sum(path.stat().st_size for path in out.glob("shard-*.bin")), left_out)
+    return Packed(len(packed), sum(path.stat().st_size for path in out.glob("shard-*.bin")), packed.left_out)
 
 
 def pack_image(path: str, settings: PackSettings) -> tuple[bytes, int, int]:
@@ -137,11 +152,14 @@ def pack_image(path: str, settings: PackSettings) -> tuple[bytes, int, int]:
     _, height, width = image.shape
     if settings.form == "uint8":
         return image.permute(1, 2, 0).contiguous().numpy().tobytes(), height, width
-    if is_small:
-        content = Path(path).read_bytes()
-        if content.startswith(b"\xff\xd8"):
-            return content, height, width
-    encoded = cast(Tensor, encode_jpeg(image, quality=settings.quality))
+    try:
+        if is_small:
+            content = Path(path).read_bytes()
+            if content.startswith(b"\xff\xd8"):
+                return content, height, width
+        encoded = cast(Tensor, encode_jpeg(image, quality=settings.quality))
+    except (OSError, RuntimeError) as error:  # JPEG has no sides above 65,500 pixels
+        raise Unreadable(path, str(error)) from None
     return encoded.numpy().tobytes(), height, width
 
 
@@ -149,13 +167,16 @@ def _claim(out: Path, made_of: dict[str, Any]) -> None:
     """Takes a folder for a pack, or finds that it is this very pack's."""
     note = out / SETTINGS
     if note.exists():
-        before = json.loads(note.read_text())
+        try:
+            before = dict(json.loads(note.read_text()))
+        except (ValueError, TypeError):
+            raise UserError(f"{note} is damaged: give a new folder") from None
         for key, value in made_of.items():
             if before.get(key) != value:
                 raise UserError(
                     f"{out} holds a pack with {key} = {before.get(key)}, this one has {value}: give a new folder"
                 )
-    elif any(out.iterdir()):
+    elif any(not path.match(f".{SETTINGS}.*.tmp") for path in out.iterdir()):
         raise UserError(f"{out} holds other files: give a new or empty folder")
     else:
         _write(note, json.dumps(made_of, indent=1).encode())
@@ -165,7 +186,11 @@ def _finished(out: Path) -> list[_Shard]:
     """The shards that are whole, in order."""
     shards: list[_Shard] = []
     while (listing := out / f"{shard_name(len(shards))}.json").exists():
-        shards.append(_Shard(**json.loads(listing.read_text())))
+        shard = _Shard(**json.loads(listing.read_text()))
+        place = out / shard_name(len(shards))
+        if not place.exists() or place.stat().st_size != shard.size:
+            break
+        shards.append(shard)
     return shards
 
 
@@ -178,53 +203,35 @@ def _write_shards(
     progress: Callable[[int, int], None],
 ) -> None:
     first = shards[-1].upto if shards else 0
+    paths = (files.path(i) for i in range(first, len(files)))
+    work, died = partial(_packed, settings=settings), _Record(b"", 0, 0, "crashes the decoder")
     shard, contents = _Shard(), []
-    for place, record in enumerate(_packed(files, first, settings, workers), first):
-        if record.content:
-            row = (place, shard.size, len(record.content), record.height, record.width, zlib.crc32(record.content))
-            shard.rows.append(row)
-            shard.size += len(record.content)
-            contents.append(record.content)
-        else:
-            shard.left_out.append((place, record.reason))
-        shard.upto = place + 1
-        progress(shard.upto, len(files))
-        if shard.size >= settings.shard_bytes or shard.upto == len(files):
-            name = shard_name(len(shards))
-            content = b"".join(contents)
-            shard.digest = hashlib.sha256(content).hexdigest()
-            _write(out / name, content)
-            _write(out / f"{name}.json", json.dumps(asdict(shard)).encode())
-            shards.append(shard)
-            shard, contents = _Shard(), []
+    with closing(in_order(work, died, paths, workers)) as records:
+        for place, record in enumerate(records, first):
+            if record.content:
+                row = (place, shard.size, len(record.content), record.height, record.width, zlib.crc32(record.content))
+                shard.rows.append(row)
+                shard.size += len(record.content)
+                contents.append(record.content)
+            else:
+                shard.left_out.append((place, record.reason))
+            shard.upto = place + 1
+            progress(shard.upto, len(files))
+            if shard.size >= settings.shard_bytes or shard.upto == len(files):
+                name = shard_name(len(shards))
+                content = b"".join(contents)
+                shard.digest = hashlib.sha256(content).hexdigest()
+                _write(out / name, content)
+                _write(out / f"{name}.json", json.dumps(asdict(shard)).encode())
+                shards.append(shard)
+                shard, contents = _Shard(), []
 
 
-def _packed(files: ImageFiles, first: int, settings: PackSettings, workers: int) -> Iterator[_Record]:
-    """All images from a place on, in order; some chunks are worked on ahead."""
-    chunks = (range(start, min(start + _CHUNK, len(files))) for start in range(first, len(files), _CHUNK))
-    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-        running: deque[Future[list[_Record]]] = deque()
-        try:
-            for chunk in chunks:
-                running.append(pool.submit(_pack_chunk, [files.path(i) for i in chunk], settings))
-                if len(running) >= 4 * workers:
-                    yield from running.popleft().result()
-            while running:
-                yield from running.popleft().result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _pack_chunk(paths: Sequence[str], settings: PackSettings) -> list[_Record]:
-    torch.set_num_threads(1)
-    records = []
-    for path in paths:
-        try:
-            records.append(_Record(*pack_image(path, settings), ""))
-        except Unreadable as error:
-            records.append(_Record(b"", 0, 0, error.reason))
-    return records
+def _packed(path: str, settings: PackSettings) -> _Record:
+    try:
+        return _Record(*pack_image(path, settings), "")
+    except Unreadable as error:
+        return _Record(b"", 0, 0, error.reason)
 
 
 def _write_index(
@@ -241,7 +248,7 @@ def _write_index(
     index = Index(
         np.array(VERSION),
         np.array(settings.form.encode()),
-        np.array([name.encode() for name in opened.classes]),
+        np.array([os.fsencode(name) for name in opened.classes]),
         numbers.astype(np.int32),
         offsets.astype(np.int64),
         lengths.astype(np.int64),
@@ -252,14 +259,11 @@ def _write_index(
         checksums.astype(np.uint32),
         np.array([shard.digest.encode() for shard in shards]),
         np.array([name for name, _ in left_out], dtype=np.bytes_),
-        np.array([reason.encode() for _, reason in left_out], dtype=np.bytes_),
+        np.array([os.fsencode(reason) for _, reason in left_out], dtype=np.bytes_),
     )
-    temporary = out / f".{INDEX}.{os.getpid()}.tmp"
-    with temporary.open("wb") as file:
-        np.savez(file, **index._asdict())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(out / INDEX)
+    content = io.BytesIO()
+    np.savez(content, **index._asdict())
+    _write(out / INDEX, content.getvalue())
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -273,7 +277,3 @@ def _write(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _texts(names: np.ndarray) -> list[str]:
-    return [bytes(name).decode(errors="replace") for name in names]

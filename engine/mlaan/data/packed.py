@@ -1,6 +1,6 @@
 """Images packed into a few large files by `mlaan data pack`."""
 
-import zipfile
+import os
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlaan.data.arrays import load_arrays
 from mlaan.data.mapped import MappedRecords, checksum
 from mlaan.data.store import Unreadable
 from mlaan.errors import UserError
@@ -63,12 +64,14 @@ class PackedImages:
 
     Attributes:
         classes: names of the classes.
+        left_out: {path in the folder that was packed: reason} of the images that could not be used.
         note: a line for the person who trains; "" where nothing was left out.
     """
 
     def __init__(self, folder: Path, index: Index) -> None:
         self.folder = folder
-        self.classes = [bytes(name).decode() for name in index.classes]
+        self.classes = [os.fsdecode(bytes(name)) for name in index.classes]
+        self.left_out = dict(zip(_texts(index.left_out), _texts(index.reasons), strict=True))
         self._labels = torch.from_numpy(index.labels.astype(np.int64))
         self._names, self._checksums = index.names, index.checksums
         self._sizes = np.stack([index.heights, index.widths], 1)
@@ -76,9 +79,8 @@ class PackedImages:
         files = [folder / shard_name(number) for number in range(len(index.digests))]
         self._records = MappedRecords(files, index.shards, index.offsets, index.lengths)
         self._verified = torch.zeros(len(self), dtype=torch.uint8).share_memory_()  # by any of the processes
-        count = len(index.left_out)
+        count = len(self.left_out)
         self.note = f"{folder}: {count} files were left out when it was packed" if count else ""
-        self._digests = index.digests
 
     @classmethod
     def open(cls, folder: Path) -> "PackedImages":
@@ -87,21 +89,22 @@ class PackedImages:
         Raises:
             UserError: it is missing, damaged or of another version, or a shard is missing or cut short.
         """
-        again = "pack the folder anew"
+        place, again = folder / INDEX, f"delete {folder} and run `mlaan data pack` anew"
         try:
-            with np.load(folder / INDEX, allow_pickle=False) as content:
-                index = Index(**{name: content[name] for name in Index._fields})
+            version = int(load_arrays(place, ["version"])["version"])
+            arrays = load_arrays(place, Index._fields) if version == VERSION else {}
         except FileNotFoundError:
             raise UserError(f"{folder} holds no packed images: run `mlaan data pack` to its end") from None
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{folder / INDEX} is damaged ({reason}): {again}") from None
-        if int(index.version) != VERSION:
-            raise UserError(f"{folder / INDEX} has version {int(index.version)}, this mlaan reads {VERSION}: {again}")
+        except ValueError as damage:
+            raise UserError(f"{place} is damaged ({damage}): {again}") from None
+        if version != VERSION:
+            raise UserError(f"{place} has version {version}, this mlaan reads {VERSION}: {again}")
+        index = Index(**arrays)
         images = cls(folder, index)
-        for number, path in enumerate(images._records.files):
-            ends = (index.offsets + index.lengths)[index.shards == number]
-            if not path.is_file() or path.stat().st_size < ends.max(initial=0):
+        ends = np.zeros(len(index.digests), dtype=np.int64)
+        np.maximum.at(ends, index.shards, index.offsets + index.lengths)
+        for path, end in zip(images._records.files, ends.tolist(), strict=True):
+            if not path.is_file() or path.stat().st_size < end:
                 raise UserError(f"{path} is missing or cut short: copy it anew, or {again}")
         return images
 
@@ -137,3 +140,7 @@ class PackedImages:
         for part in (self._labels.numpy(), self._names, self._checksums):
             state = zlib.crc32(np.ascontiguousarray(part).tobytes(), state)
         return state
+
+
+def _texts(names: np.ndarray) -> list[str]:
+    return [bytes(name).decode(errors="replace") for name in names]
