@@ -155,6 +155,7 @@ def test_ctrl_c_ends_it_in_one_line_and_the_same_command_goes_on(made, tmp_path,
         status = 1
         try:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             sys.stderr = (tmp_path / "told").open("w")
             os.dup2(sys.stderr.fileno(), 2)
             status = main(words)
