@@ -23,7 +23,8 @@ from mlaan.data.packed import PackedImages
 from mlaan.errors import UserError
 
 KINDS = ("colour", "grey", "cmyk", "turned", "progressive", "png", "deep png")
-SMALL, LARGE = (21, 30), (50, 75)
+SMALL, LARGE = (21, 40), (50, 75)
+"""Beside a shorter side of 32: one to be kept, though its longer side is above, and one to be resized."""
 
 
 def write(path, kind, size, random):

@@ -154,6 +154,15 @@ def test_what_is_missing_of_a_tar_that_was_cut_short_is_told(place, where):
         assert images.read(1).shape == (3, 20, 30)
 
 
+def test_an_image_that_was_cut_short_is_not_listed_though_its_class_is_there(place):
+    write_tar(place, dict([*SAMPLES.items()][::-1]))
+    image = members(place)["000000.jpg"]
+    os.truncate(place, image.offset_data + image.size - 1)
+    images = opened(place.parents[1])
+    assert names(images) == [f"00000{i}.jpg" for i in (3, 2, 1)]
+    assert images.note.startswith(f"{place} is damaged or cut short")
+
+
 def test_any_cut_and_any_flipped_bit_of_a_header_is_told(place):
     whole = opened(place.parents[1])
     content = place.read_bytes()

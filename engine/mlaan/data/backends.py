@@ -63,7 +63,10 @@ def open_images(backend: Backend, root: str, device: torch.device, *, classes: i
         return Opened(backend, train, test, ("data.backend = 'synthetic': the images are made up",))
     if backend == "packed":
         packed = [_open_packed(folder, part, root) for part in PARTS]
-        _same_classes([part.classes for part in packed], root, classes)
+        names = [part.classes for part in packed]
+        if all(part.numbered for part in packed):  # a number that one part has no image of is a class all the same
+            names = [max(names, key=len)] * 2
+        _same_classes(names, root, classes)
         return Opened(backend, packed[0], packed[1], why + _notes(packed))
     opened = [open_part(folder / part, root) for part in PARTS]
     _same_classes([part.classes for part in opened], root, classes)

@@ -126,8 +126,7 @@ def pack_part(
             leftover.unlink()
         if not is_packed(out):
             shards = _finished(out)
-            if not shards or shards[-1].upto < len(files):
-                _write_shards(files, out, settings, workers, shards, progress)
+            _write_shards(files, out, settings, workers, shards, progress)
             _write_index(out, files, opened, settings, shards)
         packed = PackedImages.open(out)
         for listing in out.glob("shard-*.json"):
@@ -202,6 +201,7 @@ def _write_shards(
     shards: list[_Shard],
     progress: Callable[[int, int], None],
 ) -> None:
+    """Writes those that are missing, and puts them with the others."""
     first = shards[-1].upto if shards else 0
     paths = (files.path(i) for i in range(first, len(files)))
     work, died = partial(_packed, settings=settings), _Record(b"", 0, 0, "crashes the decoder")

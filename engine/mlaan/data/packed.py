@@ -64,9 +64,12 @@ class PackedImages:
 
     Attributes:
         classes: names of the classes.
+        numbered: whether they are numbers without names.
         left_out: {path in the folder that was packed: reason} of the images that could not be used.
         note: a line for the person who trains; "" where nothing was left out.
     """
+
+    numbered = False
 
     def __init__(self, folder: Path, index: Index) -> None:
         self.folder = folder

@@ -55,8 +55,11 @@ class TarImages:
 
     Attributes:
         classes: "0", "1", … up to the highest label.
+        numbered: whether classes are numbers without names.
         note: a line for the person who trains; "" where there is nothing to say.
     """
+
+    numbered = True
 
     def __init__(self, files: list[Path], table: dict[str, np.ndarray]) -> None:
         self._labels = torch.from_numpy(table["labels"].astype(np.int64))
