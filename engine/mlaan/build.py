@@ -1,7 +1,8 @@
 """From settings to the parts of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,10 +29,12 @@ class Parts(NamedTuple):
     dataset: Described
     notes: tuple[str, ...] = ()
     """Lines on the data for the person who trains."""
+    keep: Callable[[Path], None] | None = None
+    """Writes to a file which images these are; see `mlaan.data.Loaders`."""
 
 
-def build(config: Config) -> Parts:
-    """Builds what the settings describe, the same bits at every call.
+def build(config: Config, kept: Path | None = None) -> Parts:
+    """Builds what the settings describe, the same bits at every call; `kept` is a file by `Parts.keep`.
 
     Sets torch's seed to train.seed and, for a run on the CPU, torch's deterministic algorithms.
 
@@ -40,7 +43,7 @@ def build(config: Config) -> Parts:
     """
     device = _prepare(config)
     torch.manual_seed(config.train.seed)
-    loaders = data.loaders(config.data, device, config.train.seed)
+    loaders = data.loaders(config.data, device, config.train.seed, kept)
     dataset, train_batches, test_batches = loaders
     channels, *size = dataset.image_shape
     backbone = models.build(config.model.name, dataset.classes, channels, size, config.model.weights)
@@ -48,7 +51,7 @@ def build(config: Config) -> Parts:
     engine = _engine(config, backbone, dataset.image_shape, (dataset.mean, dataset.std))
     if soft := _soft_labels(config):
         train_batches.change = Mixing(dataset.classes, config.train.seed, **soft)
-    return Parts(engine, train_batches, test_batches, dataset, loaders.notes)
+    return Parts(engine, train_batches, test_batches, dataset, loaders.notes, loaders.keep)
 
 
 def _soft_labels(config: Config) -> dict[str, float]:

@@ -84,7 +84,8 @@ class Engine:
         kernels: "auto", "reference" or "triton"; see `TrainConfig`. `engine.kernels` tells what it came to.
         executor: "eager", "streams" or "graph"; see `TrainConfig`.
         compile: "off" or "modules"; see `TrainConfig`.
-        accumulate: parts that every batch is cut into, as even as it goes, before one update; see `TrainConfig`.
+        accumulate: parts that every batch is cut into before one update, as even as it goes and of at least two
+                images; see `TrainConfig`.
         average: decay of a moving average of the weights, which `evaluate` takes; 0: none. See `TrainConfig`.
         sizes: further (H, W) of images that may come, beside those of `input_shape`.
         optim: "sgd", "lars", "adamw", "lamb", or a config object such as `AdamWConfig(learning_rate=1e-3)`.
@@ -264,7 +265,8 @@ class Engine:
 
     def _run(self, images: Tensor, labels: Tensor, *, update: bool) -> StepResult:
         images, labels = self.batch_check(images, labels, training=True)
-        parts = min(self.accumulate, len(images)) if update else 1
+        # no part of one image, which BatchNorm could not do with, where bad files left a batch short
+        parts = min(self.accumulate, max(1, len(images) // 2)) if update else 1
         with arithmetic(self.precision):
             if parts > 1:
                 assert isinstance(self.executor, EagerExecutor)

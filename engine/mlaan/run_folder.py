@@ -16,7 +16,7 @@ from typing import Any
 from mlaan.config import Config, dumps
 from mlaan.errors import UserError
 
-_BEGUN = (".lock", "env.json", "metrics.jsonl", "tensorboard", "checkpoints", "last.pt", "best.pt")
+_BEGUN = (".lock", "env.json", "images.npz", "metrics.jsonl", "tensorboard", "checkpoints", "last.pt", "best.pt")
 """What a run that was killed before its first step can leave, .lock at least."""
 
 
@@ -34,6 +34,11 @@ class RunFolder:
     @property
     def environment(self) -> Path:
         return self.path / "env.json"
+
+    @property
+    def images(self) -> Path:
+        """Which image files the run trains and tests on, where it reads single files."""
+        return self.path / "images.npz"
 
     @property
     def metrics(self) -> Path:
@@ -154,9 +159,15 @@ class RunFolder:
         """Where the checkpoint after that step goes."""
         return self.checkpoints / f"step-{step:09}.pt"
 
-    def keep(self, count: int) -> None:
-        """Deletes all but the newest checkpoints; last.pt and best.pt stay."""
-        for path in sorted(self.checkpoints.glob("step-*.pt"), reverse=True)[count:]:
+    def keep(self, count: int, step: int) -> None:
+        """Deletes all but the newest checkpoints, of which the one after `step` was written just now.
+
+        Those of later steps go, too: they are damaged, or of a future that the run went back behind. last.pt and
+        best.pt stay.
+        """
+        paths = sorted(self.checkpoints.glob("step-*.pt"), reverse=True)
+        past = [path for path in paths if path <= self.checkpoint(step)]
+        for path in {*paths} - {*past[:count]}:
             path.unlink()
 
     def remove_leftovers(self) -> None:

@@ -113,15 +113,22 @@ checkpoint.save = killing
     assert same(final_state(tmp_path / "run"), final_state(finished))
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_leaves_a_checkpoint_and_its_exit_status(tmp_path, name, status):
     sabotage = AT_STEP.format(step=STEPS + 2, action=f"os.kill(os.getpid(), signal.{name})")
+    sabotage += "\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # also where the tests run under nohup
     stopped = in_a_process(tmp_path / "run", sabotage)
     assert stopped.returncode == status, stopped.stderr
     last = stopped.stdout.splitlines()[-1]
     assert last == f"stopped in epoch 2, step 7: go on with `mlaan train --resume {tmp_path / 'run'}`"
     assert checkpoint.load(tmp_path / "run" / "last.pt").progress["step"] == STEPS + 2
     assert "Traceback" not in stopped.stderr
+
+
+def test_under_nohup_a_run_outlives_its_terminal(tmp_path):
+    sabotage = AT_STEP.format(step=STEPS + 2, action="os.kill(os.getpid(), signal.SIGHUP)")
+    sabotage += "\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    assert in_a_process(tmp_path / "run", sabotage).returncode == 0
 
 
 def test_a_second_sigint_stops_at_once(tmp_path, monkeypatch, capsys):

@@ -97,7 +97,11 @@ def test_a_folder_of_class_folders_will_do(root, capsys, monkeypatch, way):
 
 def test_a_folder_with_one_part_will_do(root, capsys):
     (root / "val").rename(root / "test")
-    assert said(capsys, root).splitlines()[-1] == f"list of train: {root}/train/.mlaan-check.npz"
+    lines = said(capsys, root).splitlines()
+    assert lines[-2:] == [
+        f"list of train: {root}/train/.mlaan-check.npz",
+        f"{root} holds train alone: training needs both train and val",
+    ]
 
 
 def test_a_folder_in_the_home_will_do(root, capsys, monkeypatch):
@@ -197,10 +201,13 @@ def test_progress_is_rare_and_its_rate_is_of_what_was_looked_at_now(monkeypatch)
     assert lines[-1] == "train: 10,000 of 10,000, 100 a second, 0:00 left\x1b[K\n"
 
 
-def test_off_a_terminal_there_is_no_progress(monkeypatch):
-    stderr = io.StringIO()
+def test_off_a_terminal_there_is_a_line_every_half_minute(monkeypatch):
+    stderr, now = io.StringIO(), [100.0]
     monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(data_check.time, "monotonic", lambda: now[0])
     progress = data_check.Progress("train")
-    for done in (1, 2):
-        progress(done, 2)
-    assert stderr.getvalue() == ""
+    for done in range(1, 71):
+        now[0] += 1
+        progress(done, 70)
+    lines = ["train: 30 of 70, 1 a second, 0:41 left", "train: 60 of 70, 1 a second, 0:10 left"]
+    assert stderr.getvalue().splitlines() == lines

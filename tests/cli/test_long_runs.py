@@ -18,6 +18,7 @@ from mlaan import checkpoint, signed
 from mlaan.data.loader import Loader
 from mlaan.engine import Engine
 from mlaan.run_folder import RunFolder
+from trainer.test_trainer import stop_at
 from trainer.tiny import STEPS, final_state, one_thread, resume, same, start
 
 __all__ = ["one_thread"]
@@ -110,6 +111,28 @@ def test_only_the_newest_checkpoints_and_the_best_stay(tmp_path):
     assert names[-1] == f"step-{3 * STEPS:09}.pt"
     assert (tmp_path / "run" / "last.pt").samefile(tmp_path / "run" / "checkpoints" / names[-1])
     assert checkpoint.load(tmp_path / "run" / "best.pt").progress["best_epoch"] > 0
+
+
+def test_a_run_that_was_put_back_goes_on_from_there_and_forgets_its_future(tmp_path, monkeypatch):
+    """A copy of an older checkpoint in the place of last.pt: later files are no longer gone on from."""
+    assert start(tmp_path / "run", **EVERY_STEP) == 0
+    folder = RunFolder(tmp_path / "run")
+    shutil.copy(folder.checkpoint(3 * STEPS - 2), folder.last)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1)
+        assert resume(tmp_path / "run", "--train.epochs", "4") == 143
+    assert max(checkpoint.load(path).progress["step"] for path in folder.newest()[:3]) == 3 * STEPS - 1
+    assert checkpoint.load_first(folder.newest())[0].progress["step"] == 3 * STEPS - 1
+
+
+def test_damaged_checkpoints_hold_no_place_among_the_newest(tmp_path):
+    assert start(tmp_path / "run", run__keep="2", **EVERY_STEP) == 0
+    folder = RunFolder(tmp_path / "run")
+    last = folder.checkpoint(3 * STEPS)
+    last.write_bytes(last.read_bytes()[:100])
+    folder.last.unlink()
+    assert resume(tmp_path / "run") == 0
+    assert [checkpoint.load(path).progress["step"] for path in folder.newest()[:2]] == [3 * STEPS, 3 * STEPS - 1]
 
 
 def test_a_checkpoint_is_of_its_step_though_steps_go_on_while_it_is_written(tmp_path, monkeypatch):

@@ -129,7 +129,7 @@ def test_dali_has_an_unchecked_folder_checked_first_and_says_so(tmp_path):
 def test_what_auto_takes(made, packed, tmp_path, monkeypatch):
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     for folder in packed.values():
-        assert choose(folder, gpu) == choose(folder, cpu) == ("packed", "as data.root holds packed images")
+        assert choose(folder, gpu) == choose(folder, cpu) == ("packed", "as data.root holds packed images or tar files")
     assert choose(made.root, cpu)[0] == choose(tmp_path, cpu)[0] == "torchvision"
     monkeypatch.setattr(dali, "why_not", lambda: None)
     assert choose(made.root, gpu)[0] == "dali"
@@ -139,7 +139,7 @@ def test_what_auto_takes(made, packed, tmp_path, monkeypatch):
 
 
 def test_auto_tells_what_it_took(made, packed):
-    assert opened(made, packed, "auto").notes[0] == "data.backend = 'auto': torchvision, the fastest decoder on a CPU"
+    assert opened(made, packed, "auto").notes[0] == "data.backend = 'auto': torchvision, as there is no GPU"
     assert opened(made, packed, "torchvision").notes[0].startswith(f"{made.root}/train: ")
 
 

@@ -113,7 +113,7 @@ def test_a_loader_leaves_an_image_with_a_flipped_bit_out_and_names_it(out, worke
     found = loaders(ImageNet(root=str(out), classes=2, size=16, batch=3, workers=workers), "cpu", 0)
     said = []
     found.test.say = said.append
-    assert found.notes == ("data.backend = 'auto': packed, as data.root holds packed images",)
+    assert found.notes == ("data.backend = 'auto': packed, as data.root holds packed images or tar files",)
     batches = [labels.tolist() for _, labels in found.test]
     expected = PackedImages.open(out / "val").labels.tolist()
     assert batches == [expected[:3], expected[4:]]

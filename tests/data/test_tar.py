@@ -291,7 +291,7 @@ def test_training_and_testing_from_tars(tmp_path, workers):
 
     found = batches("tars", backend="packed")
     assert found.notes == ()
-    assert batches("tars").notes == ("data.backend = 'auto': packed, as data.root holds packed images",)
+    assert batches("tars").notes == ("data.backend = 'auto': packed, as data.root holds packed images or tar files",)
     assert [len(labels) for _, labels in found.train] == [4, 4, 4]
     images, labels = zip(*found.test, strict=True)
     assert torch.cat(labels).tolist() == val

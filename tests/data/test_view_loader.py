@@ -197,7 +197,7 @@ def test_a_state_of_other_files_is_refused(files):
         ImageFiles(files.root, files.names[::-1].copy(), files.labels),
         ImageFiles(files.root, files.names, files.labels.flip(0)),
     ):
-        with pytest.raises(UserError, match=r"^the loader's state has files = \d+, this run has \d+: resume with"):
+        with pytest.raises(UserError, match=r"^data\.root holds other images than those"):
             make(changed).load_state_dict(make(files).state_dict())
     make(files, plan=ViewPlan(20, 20), workers=2).load_state_dict(make(files).state_dict())
 
@@ -288,6 +288,11 @@ def test_a_batch_of_one_image_that_cannot_be_read_is_left_out_but_not_two_in_a_r
     assert loader.epoch == 1
     with pytest.raises(UserError, match="none of the 2 images that are due"):
         list(make(Faulty(files, unreadable(5, 6)), training=False, batch=1))
+
+
+def test_two_batches_of_one_that_cannot_be_read_are_left_out_where_others_lie_between(files, recwarn):
+    loader = make(Faulty(files, unreadable(5, 12)), training=False, batch=1)
+    assert joined(loader) == [number for number in range(COUNT) if number not in (5, 12)]
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM"])

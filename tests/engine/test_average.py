@@ -57,6 +57,14 @@ def test_a_step_without_update_does_not_move_it():
     assert all(torch.equal(value, before["weights"][name]) for name, value in engine.average.averages.items())
 
 
+def test_it_moves_once_for_each_step_however_many_parts_that_has():
+    engine = make(0.9, accumulate=2)
+    assert engine.average is not None
+    for steps, batch in enumerate(batches(3), 1):
+        engine.step(*batch)
+        assert engine.average.updates == steps
+
+
 def test_training_is_the_same_with_it_and_without():
     with_it, without = make(0.9), make(0.0)
     for batch in batches(3):

@@ -107,6 +107,14 @@ def test_running_statistics_move_once_a_part_and_twins_once():
     assert [int(value) for value in tracked] == [4 * int(value) for value in once]
 
 
+@pytest.mark.parametrize("count", [3, 5, 7])
+def test_a_batch_that_bad_files_left_short_has_no_part_of_one_image(count):
+    """BatchNorm over one value would end the run."""
+    engine = Engine(BACKBONES["resnet18"](CLASSES, 3), "dgl", modules=2, input_shape=(3, 32, 32), accumulate=4)
+    images = torch.randn(count, 3, 32, 32)
+    assert engine.step(images, torch.arange(count) % CLASSES).samples == count
+
+
 def test_gradients_that_were_there_before_count_as_they_are():
     images, labels = batch(12)
 

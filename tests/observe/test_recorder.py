@@ -91,7 +91,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_the_next_reading_and_is_not_s
     monkeypatch.setattr(Engine, "step", diverging)
     with pytest.raises(UserError, match="epoch 1, step 3"):
         run(pace=20, run__checkpoint_minutes="0.01")
-    assert checkpoint.load(tmp_path / "run" / "last.pt").progress["step"] == 2
+    # the second step's is put off where the first one's is still being written
+    assert checkpoint.load(tmp_path / "run" / "last.pt").progress["step"] in (1, 2)
 
 
 def test_best_is_kept_when_later_epochs_are_worse(run, monkeypatch):

@@ -129,7 +129,7 @@ looks only at files that are new or have changed. Grey and CMYK images are named
 DATA_PACK = """\
 examples
   mlaan data pack ~/imagenet ~/packed                  JPEG, 256 pixels on the shorter side
-  mlaan data pack ~/imagenet ~/packed --format uint8   raw pixels: about ten times larger, fastest to read
+  mlaan data pack ~/imagenet ~/packed --format uint8   raw pixels: several times larger, fastest to read
   mlaan train --data.name imagenet --data.root ~/packed ...
 
 Bad files are left out and named. Interrupted (Ctrl-C, a kill, a full disk), the same command goes on. OUT/train and

@@ -17,6 +17,7 @@ from mlaan.observe.words import aligned, duration
 _NAMED = 50
 """Bad files of a kind that are named; the rest are counted, and --json names all."""
 _ODD_NAMED = 5
+_SECONDS = 30.0
 
 
 def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
@@ -30,7 +31,10 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     if arguments.json:
         print(json.dumps([_plain(part) for part in checked], indent=1))
         return 0
-    print(_encodable("\n".join([*_table(checked), *(line for part in checked for line in _named(part))])))
+    lines = [*_table(checked), *(line for part in checked for line in _named(part))]
+    if parts != [root] and len(parts) == 1:
+        lines.append(f"{root} holds {parts[0].name} alone: training needs both train and val")
+    print(_encodable("\n".join(lines)))
     return 0
 
 
@@ -65,22 +69,24 @@ def _encodable(text: str) -> str:
 
 
 class Progress:
-    """A line on the terminal that counts files; nothing where nobody looks."""
+    """A line on the terminal that counts files; where it is no terminal, one every half a minute."""
 
     def __init__(self, what: str) -> None:
-        self._what, self._start, self._shown = what, time.monotonic(), 0.0
+        self._what, self._start = what, time.monotonic()
+        self._is_terminal = sys.stderr.isatty()
+        self._shown = 0.0 if self._is_terminal else self._start
         self._first: int | None = None
 
     def __call__(self, done: int, count: int) -> None:
         now = time.monotonic()
         self._first = done if self._first is None else self._first
-        if not sys.stderr.isatty() or (now - self._shown < 0.2 and done < count):
+        if now - self._shown < (0.2 if self._is_terminal else _SECONDS) and not (self._is_terminal and done == count):
             return
         self._shown = now
         rate = (done - self._first) / max(now - self._start, 1e-9)
         left = duration((count - done) / rate) if rate else "?"
-        end = "\n" if done == count else ""
-        line = f"\r{self._what}: {done:,} of {count:,}, {rate:,.0f} a second, {left} left\x1b[K"
+        line = f"{self._what}: {done:,} of {count:,}, {rate:,.0f} a second, {left} left"
+        line, end = (f"\r{line}\x1b[K", "\n" if done == count else "") if self._is_terminal else (line, "\n")
         print(line, end=end, file=sys.stderr, flush=True)
 
 

@@ -17,6 +17,10 @@ from mlaan.replay import Look, plain, replay
 def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     """Prints every task of the step and the first thing that is not finite; exit status 1 if all is finite here."""
     path = Path(arguments.path)
+    if path.is_dir():
+        kept = sorted(path.glob("incidents/*.pt"))
+        which = f"name one of {', '.join(map(str, kept))}" if kept else "no step of it has been kept"
+        raise UserError(f"{path} is a folder, and a single step is replayed: {which}")
     incident = Incident.load(path)
     config, changes = plain(_settings(incident.config, overrides))
     print(f"step {incident.step} of epoch {incident.epoch}, in the run: {incident.found}")

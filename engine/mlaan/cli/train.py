@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
 
 
 def _begin(config: Config, stop: StopRequest) -> int:
-    parts, fit = _build(config, None)
+    parts, fit = _build(config)
     folder = RunFolder.create(config)
     with folder.locked() as note:
         if folder.holds_run():
@@ -60,7 +60,7 @@ def _go_on(folder: RunFolder, overrides: Overrides, stop: StopRequest) -> int:
         saved, path, skipped = checkpoint.load_first(folder.newest())
         checkpoint.require_same_run(saved, dumps(config), path)
         notes = [f"{line}: going on from {path}" for line in skipped]
-        parts, fit = _build(without_weights(config), folder.path)
+        parts, fit = _build(without_weights(config), folder)
         return _train(folder, config, parts, saved, [fit.note, note, *notes], fit, stop)
 
 
@@ -74,11 +74,11 @@ def _changeable(overrides: Overrides, folder: RunFolder) -> Overrides:
     return overrides
 
 
-def _build(config: Config, resumed: Path | None) -> tuple[Parts, Fit]:
-    """The run's parts, if its step fits."""
-    fit = require_fit(config, resumed=resumed)
+def _build(config: Config, resumed: RunFolder | None = None) -> tuple[Parts, Fit]:
+    """The run's parts, if its step fits; of one that goes on with the images that it began with."""
+    fit = require_fit(config, resumed=resumed and resumed.path)
     hold_to_limit(config, choose_device(config.train.device))
-    return build(config), fit
+    return build(config, resumed.images if resumed and resumed.images.exists() else None), fit
 
 
 def _train(
@@ -110,6 +110,8 @@ def _train(
         for line in (*_open(folder, config, engine, state, metrics), *parts.notes, *filter(None, notes)):
             display.say(line)
         if not saved:
+            if parts.keep is not None:
+                parts.keep(folder.images)
             recorder.save()
             recorder.finish()
         folder.write_config(config)  # makes it a run: from here on it can be resumed

@@ -155,7 +155,7 @@ class RunConfig:
     on_nan: Literal["stop", "rollback"] = setting(
         "stop",
         "when a loss is not finite any more, the step that did it is looked for and saved for `mlaan replay`; then "
-        "stop: the run ends; rollback: it goes on from before that step, without its batch",
+        "stop: the run ends; rollback: it goes on from before that step, without its batch, up to three times an epoch",
     )
     tensorboard: bool = setting(True, "write TensorBoard logs, where the package is installed")
 
@@ -184,6 +184,12 @@ class Config:
             raise UserError(
                 f"optim.warmup_epochs = {self.optim.warmup_epochs} must be below train.epochs = {self.train.epochs}: "
                 f"set optim.warmup_epochs = {max(0, self.train.epochs - 1)}, or train for longer"
+            )
+        growing = getattr(self.data, "grow_epochs", 0)  # of image folders alone
+        if growing >= self.train.epochs:
+            raise UserError(
+                f"data.grow_epochs = {growing} must be below train.epochs = {self.train.epochs}: the last epochs are "
+                f"to have images of data.size; set data.grow_epochs = {self.train.epochs - 1}, or train for longer"
             )
         if self.optim.backend == "apex" and self.train.executor == "graph":
             raise UserError(

@@ -1,5 +1,7 @@
 """From the section `data` to batches on the device."""
 
+from pathlib import Path
+
 import torch
 
 from mlaan.config import DataConfig
@@ -19,13 +21,15 @@ from mlaan.data.synthetic import Synthetic
 from mlaan.data.view_loader import ViewLoader
 
 
-def loaders(config: DataConfig, device: torch.device | str, seed: int) -> Loaders:
+def loaders(config: DataConfig, device: torch.device | str, seed: int, kept: Path | None = None) -> Loaders:
     """Open the data set that `config` names, for batches on `device`; `seed` decides order and augmentation.
+
+    `kept` is a file by `Loaders.keep`: the same images as then.
 
     Raises UserError where it cannot be read or has fewer images than a batch, TypeError for a `config` that
     is no ImageSource.
     """
-    return _source(config).loaders(device, seed)
+    return _source(config).loaders(device, seed, kept)
 
 
 def facts(config: DataConfig) -> Facts:

@@ -11,6 +11,7 @@ import torch
 from mlaan.data import dali
 from mlaan.data.check import OpenedPart, check_part, open_part
 from mlaan.data.held import HeldImages
+from mlaan.data.kept import kept_lists
 from mlaan.data.made_up import TEST_PER_CLASS, TRAIN_PER_CLASS, MadeUpImages
 from mlaan.data.store import Images
 from mlaan.errors import UserError
@@ -31,21 +32,33 @@ class Opened(NamedTuple):
         backend: whose they are; not "auto".
         train, test: the images.
         notes: lines for the person who trains.
+        lists: {part: files and classes} where single files are read, else None.
     """
 
     backend: Backend
     train: Images
     test: Images
     notes: tuple[str, ...]
+    lists: dict[str, OpenedPart] | None = None
 
 
-def open_images(backend: Backend, root: str, device: torch.device, *, classes: int, side: int, workers: int) -> Opened:
+def open_images(
+    backend: Backend,
+    root: str,
+    device: torch.device,
+    *,
+    classes: int,
+    side: int,
+    workers: int,
+    kept: Path | None = None,
+) -> Opened:
     """Both parts of `data.root` = `root`, by one of the backends.
 
     Args:
         classes: how many there must be.
         side: height and width of made-up images, in pixels.
         workers: threads for what is decoded at once.
+        kept: a file by `keep_lists`; where single files are read, these are they, and the folder is not listed.
 
     Raises:
         UserError: something is missing or does not fit.
@@ -68,22 +81,22 @@ def open_images(backend: Backend, root: str, device: torch.device, *, classes: i
             names = [max(names, key=len)] * 2
         _same_classes(names, root, classes)
         return Opened(backend, packed[0], packed[1], why + _notes(packed))
-    opened = [open_part(folder / part, root) for part in PARTS]
+    opened = kept_lists(kept, folder, PARTS) if kept else [open_part(folder / part, root) for part in PARTS]
     _same_classes([part.classes for part in opened], root, classes)
     if backend == "dali":
-        opened, said = _with_sizes(opened, root)
+        opened, said = _with_sizes(opened, root, kept is not None)
         why += said
     files = [part.files for part in opened]
     images: Sequence[Images] = HeldImages.load(files, workers) if backend == "memory" else files
-    return Opened(backend, images[0], images[1], why + _notes(opened))
+    return Opened(backend, images[0], images[1], why + _notes(opened), dict(zip(PARTS, opened, strict=True)))
 
 
 def choose(root: Path, device: torch.device) -> tuple[Backend, str]:
     """What data.backend = "auto" means for a folder and a device, and why."""
     if _holds_packed(root):
-        return "packed", "as data.root holds packed images"
+        return "packed", "as data.root holds packed images or tar files"
     if device.type != "cuda":
-        return "torchvision", "the fastest decoder on a CPU"
+        return "torchvision", "as there is no GPU"
     if reason := dali.why_not():
         return "torchvision", f"as {reason}"
     return "dali", "which decodes on the GPU too"
@@ -110,10 +123,15 @@ def _open_packed(folder: Path, part: str, root: str) -> "PackedImages | TarImage
     return PackedImages.open(folder / part)
 
 
-def _with_sizes(opened: list[OpenedPart], root: str) -> tuple[list[OpenedPart], tuple[str, ...]]:
+def _with_sizes(opened: list[OpenedPart], root: str, is_kept: bool) -> tuple[list[OpenedPart], tuple[str, ...]]:
     """The parts after a check of those that had none, and a line on it: DALI must know what size an image has."""
     if reason := dali.why_not():
         raise UserError(f"data.backend = 'dali', but {reason}, or set data.backend = 'torchvision'")
+    if is_kept and any(part.files.sizes is None for part in opened):
+        raise UserError(
+            "data.backend = 'dali' must know the images' sizes, and this run began without a check that finds them: go "
+            "on with data.backend = 'torchvision'"
+        )
     unchecked = [part.files.root for part in opened if part.files.sizes is None]
     for folder in unchecked:
         warnings.warn(

@@ -92,7 +92,7 @@ def open_part(folder: Path, root: str) -> OpenedPart:
     """The files of a part, without the bad ones where it was checked; reads no image.
 
     Raises:
-        UserError: as `list_part`.
+        UserError: as `list_part`, or all files are bad.
     """
     command = f"`mlaan data check {shlex.quote(root)}`"
     try:
@@ -111,6 +111,8 @@ def open_part(folder: Path, root: str) -> OpenedPart:
     if left_out:
         what = ", ".join(f"{count} {kind}" for kind, count in Counter(left_out.values()).items())
         note = f"{folder}: {len(left_out)} of {len(checked.names)} files left out ({what}): {command} names them"
+    if len(left_out) == len(checked.names):
+        raise UserError(f"{folder} holds no image that can be used: {command} names what is wrong with each")
     return OpenedPart(checked.files(), checked.classes, left_out, note)
 
 

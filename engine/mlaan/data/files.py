@@ -53,8 +53,11 @@ def decode(path: str) -> Tensor:
     try:
         # torchvision itself knows only names in UTF-8, and maps the file, so that a failing disk kills the process.
         image = decode_image(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), ImageReadMode.RGB)
-    except (RuntimeError, OSError) as error:
-        raise Unreadable(path, str(error)) from None
+    except OSError as error:
+        raise Unreadable(path, error.strerror or str(error)) from None
+    except RuntimeError as error:
+        is_other = "Unsupported image file" in str(error)
+        raise Unreadable(path, "no JPEG, PNG or WebP" if is_other else str(error)) from None
     if image.ndim != 3:
         raise Unreadable(path, f"it holds {len(image)} pictures")
     return to_dtype(image, torch.uint8, scale=True)  # PNG files may have 16 bits

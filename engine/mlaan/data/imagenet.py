@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from mlaan.config import DataConfig, setting
 from mlaan.data.backends import Backend, open_images
 from mlaan.data.dali import DaliLoader
+from mlaan.data.kept import keep_lists
 from mlaan.data.source import Facts, ImageSource, Loaders, require_positive
 from mlaan.data.view_loader import ViewLoader
 from mlaan.data.views import ViewPlan
@@ -90,8 +92,9 @@ class ImageNet(ImageSource, DataConfig, name="imagenet"):
         resize = self.resize or round(self.size * _RESIZE_BY_SIZE)
         return ViewPlan(self.size, resize, self.start_size, self.grow_epochs)
 
-    def loaders(self, device: torch.device | str, seed: int) -> Loaders:
-        """Lists the files; raises UserError where folders are missing or not the same in both parts."""
+    def loaders(self, device: torch.device | str, seed: int, kept: Path | None = None) -> Loaders:
+        """Lists the files, or takes the `kept` ones; raises UserError where folders are missing or not the same in both
+        parts."""
         workers = min(_WORKERS, os.cpu_count() or 1) if self.workers == "auto" else self.workers
         plan = self.view_plan()
         opened = open_images(
@@ -101,6 +104,7 @@ class ImageNet(ImageSource, DataConfig, name="imagenet"):
             classes=self.classes,
             side=plan.resize,
             workers=workers,
+            kept=kept,
         )
         loader = partial(
             DaliLoader if opened.backend == "dali" else ViewLoader,
@@ -112,8 +116,12 @@ class ImageNet(ImageSource, DataConfig, name="imagenet"):
             seed=seed,
             workers=workers,
         )
-        return Loaders(
+        found = Loaders(
             FolderDataset(self.classes, self.facts().image_shape, _MEAN, _STD),
             loader(opened.train, training=True),
             loader(opened.test, training=False),
-        ).with_notes(opened.notes)
+        )
+        found.notes = opened.notes
+        if opened.lists:
+            found.keep = partial(keep_lists, parts=opened.lists)
+        return found

@@ -131,6 +131,10 @@ class Loader(ABC):
             raise UserError(f"the loader's state holds {sorted(state)}, expected {sorted(expected)}")
         for key, mine in self.identity().items():
             if state[key] != mine:
+                if key == "files" or (key == "images" and "files" in state):
+                    raise UserError(
+                        "data.root holds other images than those that the saved run began with: give theirs"
+                    )
                 raise UserError(
                     f"the loader's state has {key} = {state[key]}, this run has {mine}: "
                     "resume with the data settings and the seed of the saved run"

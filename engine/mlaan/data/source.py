@@ -1,8 +1,10 @@
 """What a member of DataConfig offers: facts without reading a file, and the loaders."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -55,13 +57,11 @@ class Loaders(_Loaders):
 
     Attributes:
         notes: lines for the person who trains, such as how many files are left out.
+        keep: writes which images these are to a file, for `ImageSource.loaders` later; None where that never changes.
     """
 
     notes: tuple[str, ...] = ()
-
-    def with_notes(self, notes: tuple[str, ...]) -> "Loaders":
-        self.notes = notes
-        return self
+    keep: Callable[[Path], None] | None = None
 
 
 class ImageSource(ABC):
@@ -81,8 +81,10 @@ class ImageSource(ABC):
         return []
 
     @abstractmethod
-    def loaders(self, device: torch.device | str, seed: int) -> Loaders:
+    def loaders(self, device: torch.device | str, seed: int, kept: Path | None = None) -> Loaders:
         """Batches on `device`; `seed` decides order and augmentation.
+
+        `kept` is a file by `Loaders.keep`: of the same images as then.
 
         Raises UserError where files are missing or broken, or there are fewer images than a batch.
         """
@@ -99,7 +101,7 @@ class MemorySource(ImageSource):
     def augmentation(self) -> Augment | None:
         """What is done to every training batch; None for nothing."""
 
-    def loaders(self, device: torch.device | str, seed: int) -> Loaders:
+    def loaders(self, device: torch.device | str, seed: int, kept: Path | None = None) -> Loaders:
         data = self.load()
         loader = partial(MemoryLoader, batch=self.batch, device=device, mean=data.mean, std=data.std, seed=seed)
         train = loader(data.train_images, data.train_labels, augment=self.augmentation(), shuffle=True, drop_last=True)

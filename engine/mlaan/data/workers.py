@@ -65,9 +65,10 @@ def _started(reader: data.DataLoader[Any]) -> Iterator[Any]:
 
 
 def _obey_the_parent_alone(worker: int) -> None:
-    """A stop, by Ctrl-C or a cluster's SIGTERM, reaches all processes at once, but the training process still
-    finishes its step: it decides, and ends its workers itself."""
+    """A stop, by Ctrl-C, a closed terminal or a cluster's SIGTERM, reaches all processes at once, but the training
+    process still finishes its step: it decides, and ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a server that forks the workers passes no mask on
     Thread(target=_wait_for_the_parents_signal, daemon=True).start()
 

@@ -25,7 +25,10 @@ from mlaan.run_folder import RunFolder
 ROLLBACKS = 3
 """Most of one epoch that `run.on_nan = "rollback"` takes before it stops all the same."""
 
-_HELP = "lower optim.learning_rate, or set optim.warmup_epochs or optim.clip"
+_HELP = (
+    "lower optim.learning_rate, or set optim.warmup_epochs or optim.clip, in a new run (`mlaan export` writes the "
+    "weights that its --model.weights takes)"
+)
 
 
 @dataclass(frozen=True)
@@ -128,11 +131,15 @@ class Rescue:
         self._has_found = True
         again = f"-{state.rollbacks}" if state.rollbacks else ""  # the next batch may be bad, too
         path = self._folder.incidents / f"epoch-{incident.epoch}-step-{incident.step}{again}.pt"
-        path.parent.mkdir(exist_ok=True)
-        incident.save(path)
-        where = f"{found} after step {incident.step}, in epoch {incident.epoch}: `mlaan replay {path}` tells where"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            incident.save(path)
+            look = f"`mlaan replay {path}` tells where"
+        except (OSError, UserError) as error:  # a full disk is no reason to stop
+            look = f"the step could not be kept ({error})"
+        where = f"{found} after step {incident.step}, in epoch {incident.epoch}: {look}"
         if self._policy.on_nan == "stop":
-            raise UserError(f"{where}; {_HELP}, or --run.on_nan rollback to go on without such batches")
+            raise UserError(f"{where}; {_HELP}, or go on without such batches by --resume with --run.on_nan rollback")
         if state.rollbacks == ROLLBACKS:
             raise UserError(f"{where}; it is the {ROLLBACKS + 1}th of this epoch, so the run stops: {_HELP}")
         engine.load_state_dict(before[0])

@@ -102,6 +102,6 @@ class Saver:
         checkpoint.save(content, folder.checkpoint(step), links)
         try:
             signed.replace_by_copy(folder.checkpoint(step), folder.last)
-            folder.keep(self._keep)
+            folder.keep(self._keep, step)
         except OSError as error:
             raise UserError(f"cannot write {folder.last}: {error.strerror}: make room there") from None

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop after the running step."""
+"""SIGINT, SIGTERM and SIGHUP as a wish to stop after the running step."""
 
 import signal
 from types import FrameType
@@ -14,9 +14,10 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While entered, SIGINT and SIGTERM set `signal_number`; a SIGINT after that raises KeyboardInterrupt.
+    """While entered, SIGINT, SIGTERM and SIGHUP set `signal_number`; a SIGINT after that raises KeyboardInterrupt.
 
-    Only for the main thread, as Python's signals are.
+    SIGHUP comes when a terminal is closed; where it is ignored, as after `nohup`, it stays so. Only for the main
+    thread, as Python's signals are.
 
     Attributes:
         signal_number: the first signal that came; 0 before.
@@ -28,7 +29,10 @@ class StopRequest:
         self.at_once = at_once
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -275,6 +275,8 @@ def as_text(figures: dict[str, Any], *, alive: bool = True) -> str:
             f"{_mib(plan['peak_bytes']):>14} {plan['peak_bytes'] / base['peak_bytes']:7.2f}"
             + (f" {speed(plan['images_per_second']):>9}" if timed else "")
         )
+    if figures["fused"]:
+        lines.append("The other rows are of plain PyTorch: `--method.name end_to_end` shows it with fused blocks.")
     if not alive:
         return "\n".join(lines)
     ours = figures["plans"]["this plan"]

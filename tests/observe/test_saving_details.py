@@ -1,0 +1,121 @@
+"""What is in a checkpoint, when it is tried again, and which one is the best."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from cli.test_long_runs import EVERY_STEP, full_disk
+from mlaan import checkpoint, signed
+from mlaan.engine import Engine, Evaluation
+from mlaan.observe import recorder
+from mlaan.observe.metrics import read_epochs
+from mlaan.observe.saver import Saver
+from mlaan.observe.state import TrainState
+from trainer.test_trainer import stop_at
+from trainer.tiny import STEPS, one_thread, resume, start
+
+__all__ = ["one_thread"]
+
+
+def tested_as(monkeypatch, *top1: float) -> None:
+    """The accuracies of the epochs."""
+    left = iter(top1)
+    monkeypatch.setattr(Engine, "evaluate", lambda self, batches: Evaluation(1.0, next(left), 12))
+
+
+def steps_of_seconds(monkeypatch, seconds: float) -> None:
+    """Each step takes so long by the recorder's clock."""
+    real, count = Engine.step, []
+
+    def step(self, images, labels):
+        count.append(1)
+        return real(self, images, labels)
+
+    monkeypatch.setattr(Engine, "step", step)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + seconds * len(count))
+    monkeypatch.setattr(recorder, "time", clock)
+
+
+def best(folder: Path) -> tuple[int, int]:
+    """Of best.pt: the epochs that were finished, and which was the best."""
+    progress = checkpoint.load(folder / "best.pt").progress
+    return progress["epoch"], progress["best_epoch"]
+
+
+def test_the_best_epoch_is_in_best_pt_though_the_disk_was_full_at_first(tmp_path, monkeypatch, capsys):
+    tested_as(monkeypatch, 0.1, 0.2, 0.3)
+    full_disk(monkeypatch, tmp_path / "run", range(3, 4))  # the last epoch's; the first was of before the first step
+    assert start(tmp_path / "run") == 0
+    assert "No space left on device" in capsys.readouterr().out
+    assert best(tmp_path / "run") == (3, 3)
+
+
+def test_of_two_epochs_that_are_equally_good_the_first_stays_the_best(tmp_path, monkeypatch):
+    tested_as(monkeypatch, 0.2, 0.5, 0.5)
+    assert start(tmp_path / "run") == 0
+    assert best(tmp_path / "run") == (2, 2)
+    assert checkpoint.load(tmp_path / "run" / "last.pt").progress["best_epoch"] == 2
+
+
+def test_the_sums_in_a_checkpoint_are_of_its_step_though_steps_go_on_while_it_is_written(tmp_path, monkeypatch):
+    sums: dict[int, tuple] = {}
+    real_stepped, real_write, overtaken = TrainState.stepped, signed.write, []
+
+    def stepped(self, result):
+        real_stepped(self, result)
+        sums[self.step] = self.meter.losses.clone(), self.meter.correct.clone(), self.meter.samples
+
+    def slow(content, path, links=()):
+        before = len(sums)
+        time.sleep(0.15)
+        overtaken.append(len(sums) - before)
+        real_write(content, path, links)
+
+    monkeypatch.setattr(TrainState, "stepped", stepped)
+    monkeypatch.setattr(signed, "write", slow)
+    assert start(tmp_path / "run", run__keep="100", **EVERY_STEP) == 0
+    assert max(overtaken) >= 1, "no step was taken while a checkpoint was written"
+    inside = 0
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        progress = checkpoint.load(path).progress
+        losses, correct, samples = progress["meter"].values()
+        if progress["batch"] == 0:
+            assert not losses.any()
+            assert (int(correct.sum()), samples) == (0, 0)
+            continue
+        inside += 1
+        wanted = sums[progress["step"]]
+        assert torch.equal(losses, wanted[0])
+        assert torch.equal(correct, wanted[1])
+        assert samples == wanted[2]
+    assert inside
+
+
+def test_a_failed_checkpoint_is_tried_again_each_minute_however_rare_checkpoints_are(tmp_path, monkeypatch):
+    """By steps of 25 seconds: epoch 1's fails, at 125; the next step's, too; the third step after that is saved."""
+    start_writing = Saver.start
+
+    def write_at_once(self, content, step, *, is_best=False):
+        start_writing(self, content, step, is_best=is_best)
+        self.wait()
+
+    monkeypatch.setattr(Saver, "start", write_at_once)
+    steps_of_seconds(monkeypatch, 25)
+    full_disk(monkeypatch, tmp_path / "run", range(1, 3))
+    assert start(tmp_path / "run", run__checkpoint_minutes="1000", run__keep="100") == 0
+    names = sorted(path.stem for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert [int(name.removeprefix("step-")) for name in names] == [0, STEPS + 4, 2 * STEPS, 3 * STEPS]
+
+
+def test_the_time_of_a_run_is_that_of_all_its_processes(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, STEPS + 2)
+        steps_of_seconds(patch, 1000)
+        assert start(tmp_path / "run") == 143
+    assert resume(tmp_path / "run") == 0
+    first, *others = (line["seconds"] for line in read_epochs(tmp_path / "run" / "metrics.jsonl"))
+    assert 1000 * STEPS <= first < 1000 * (STEPS + 1)
+    assert all(1000 * (STEPS + 2) <= seconds < 1000 * (STEPS + 3) for seconds in others)
+    assert checkpoint.load(tmp_path / "run" / "last.pt").progress["seconds"] >= others[-1]
