@@ -52,7 +52,10 @@ def decode(path: str) -> Tensor:
 
     try:
         # torchvision itself knows only names in UTF-8, and maps the file, so that a failing disk kills the process.
-        image = decode_image(torch.from_numpy(np.fromfile(path, dtype=np.uint8)), ImageReadMode.RGB)
+        content = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
+        if not len(content):
+            raise Unreadable(path, "it is empty")
+        image = decode_image(content, ImageReadMode.RGB)
     except OSError as error:
         raise Unreadable(path, error.strerror or str(error)) from None
     except RuntimeError as error:
