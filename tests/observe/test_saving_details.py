@@ -19,8 +19,8 @@ from trainer.tiny import STEPS, one_thread, resume, start
 __all__ = ["one_thread"]
 
 
-def tested_as(monkeypatch, *top1: float) -> None:
-    """The accuracies of the epochs."""
+def answer_right(monkeypatch, *top1: float) -> None:
+    """Gives the epochs these accuracies in their tests."""
     left = iter(top1)
     monkeypatch.setattr(Engine, "evaluate", lambda self, batches: Evaluation(1.0, next(left), 12))
 
@@ -45,7 +45,7 @@ def best(folder: Path) -> tuple[int, int]:
 
 
 def test_the_best_epoch_is_in_best_pt_though_the_disk_was_full_at_first(tmp_path, monkeypatch, capsys):
-    tested_as(monkeypatch, 0.1, 0.2, 0.3)
+    answer_right(monkeypatch, 0.1, 0.2, 0.3)
     full_disk(monkeypatch, tmp_path / "run", range(3, 4))  # the last epoch's; the first was of before the first step
     assert start(tmp_path / "run") == 0
     assert "No space left on device" in capsys.readouterr().out
@@ -53,7 +53,7 @@ def test_the_best_epoch_is_in_best_pt_though_the_disk_was_full_at_first(tmp_path
 
 
 def test_of_two_epochs_that_are_equally_good_the_first_stays_the_best(tmp_path, monkeypatch):
-    tested_as(monkeypatch, 0.2, 0.5, 0.5)
+    answer_right(monkeypatch, 0.2, 0.5, 0.5)
     assert start(tmp_path / "run") == 0
     assert best(tmp_path / "run") == (2, 2)
     assert checkpoint.load(tmp_path / "run" / "last.pt").progress["best_epoch"] == 2

@@ -276,7 +276,9 @@ def as_text(figures: dict[str, Any], *, alive: bool = True) -> str:
             + (f" {speed(plan['images_per_second']):>9}" if timed else "")
         )
     if figures["fused"]:
-        lines.append("The other rows are of plain PyTorch: `--method.name end_to_end` shows it with fused blocks.")
+        lines.append(
+            "End-to-end is in plain PyTorch here, the others have fused blocks; --method.name end_to_end has them, too."
+        )
     if not alive:
         return "\n".join(lines)
     ours = figures["plans"]["this plan"]
