@@ -4,11 +4,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from cli.test_long_runs import EVERY_STEP, full_disk
 from mlaan import checkpoint, signed
 from mlaan.engine import Engine, Evaluation
+from mlaan.errors import UserError
 from mlaan.observe import recorder
 from mlaan.observe.metrics import read_epochs
 from mlaan.observe.saver import Saver
@@ -50,6 +52,23 @@ def test_the_best_epoch_is_in_best_pt_though_the_disk_was_full_at_first(tmp_path
     assert start(tmp_path / "run") == 0
     assert "No space left on device" in capsys.readouterr().out
     assert best(tmp_path / "run") == (3, 3)
+
+
+@pytest.mark.parametrize("minutes", ["5", "1e-9"])
+def test_a_best_epoch_in_the_middle_is_not_lost_to_a_full_disk(tmp_path, monkeypatch, minutes):
+    answer_right(monkeypatch, 0.1, 0.5, 0.2)
+    real = signed.write
+
+    def write(content, path, links=()):
+        if links and content["progress"]["epoch"] == 2:
+            raise UserError("the disk is full")
+        real(content, path, links)
+
+    monkeypatch.setattr(signed, "write", write)
+    assert start(tmp_path / "run", run__checkpoint_minutes=minutes) == 0
+    assert best(tmp_path / "run") == (2, 2)
+    last = checkpoint.load(tmp_path / "run" / "last.pt").progress
+    assert (last["epoch"], last["best_epoch"]) == (3, 2)
 
 
 def test_of_two_epochs_that_are_equally_good_the_first_stays_the_best(tmp_path, monkeypatch):

@@ -44,6 +44,8 @@ class Saver:
         self._folder, self._keep, self._flush, self._say = folder, keep, flush, say
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._owed: Checkpoint | None = None
+        """The best epoch's, which could not be written: best.pt becomes it before anything else."""
         self.saved_step = -1
         """The step of the newest checkpoint that this process wrote; -1 before."""
 
@@ -87,6 +89,7 @@ class Saver:
             self.saved_step, self._failure = step, None
         except UserError as error:
             self._failure = error
+            self._owed = content if is_best else self._owed
             self._say(f"{error} (the run goes on, the checkpoints before it are whole, and it is tried again)")
         except BaseException as error:
             self._failure = error
@@ -98,8 +101,11 @@ class Saver:
             folder.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {folder.checkpoints}: {error.strerror}: make room there") from None
+        if self._owed is not None and not is_best:
+            checkpoint.save(self._owed, folder.best)
         links = [folder.best] if is_best else []
         checkpoint.save(content, folder.checkpoint(step), links)
+        self._owed = None
         try:
             signed.replace_by_copy(folder.checkpoint(step), folder.last)
             folder.keep(self._keep, step)
