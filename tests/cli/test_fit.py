@@ -123,8 +123,8 @@ def engines(monkeypatch):
     """The engines of the runs that are started."""
     made = []
 
-    def building(settings):
-        parts = build(settings)
+    def building(settings, kept):
+        parts = build(settings, kept)
         made.append(parts.engine)
         return parts
 

@@ -113,7 +113,7 @@ ui.perfetto.dev) and profile.json. It takes the settings of `mlaan train`.
 DATA = """\
 examples
   mlaan data check DIR                 decodes every image once; training then leaves out the bad ones
-  mlaan data pack DIR OUT              writes small images into a few large files, which are read several times faster
+  mlaan data pack DIR OUT              writes small images into a few large files, which are read faster
 """
 
 DATA_CHECK = """\
