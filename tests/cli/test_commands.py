@@ -35,6 +35,11 @@ def in_a_process(folder: Path, sabotage: str, **changes: str) -> subprocess.Comp
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
+WRITE_AT_ONCE = """
+from mlaan.observe.saver import Saver
+Saver.is_busy = property(lambda self: self.wait() and False)
+"""
+"""What `trainer.tiny.write_at_once` does, for a process."""
 AT_STEP = """
 from mlaan.engine import Engine
 real, count = Engine.step, []
@@ -97,6 +102,7 @@ def test_off_a_terminal_a_run_is_a_line_per_epoch_and_a_table(tmp_path, capsys):
 def test_a_killed_run_goes_on_to_the_uninterrupted_end(tmp_path, finished):
     """SIGKILL right after a checkpoint inside the second epoch; the rest by --resume, bit for bit."""
     sabotage = f"""
+{WRITE_AT_ONCE}
 from mlaan import checkpoint
 save = checkpoint.save
 def killing(content, *rest):

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli.test_commands import in_a_process
+from cli.test_commands import WRITE_AT_ONCE, in_a_process
 from mlaan import checkpoint, signed
 from mlaan.data.loader import Loader
 from mlaan.engine import Engine
 from mlaan.run_folder import RunFolder
 from trainer.test_trainer import stop_at
-from trainer.tiny import STEPS, final_state, one_thread, resume, same, start
+from trainer.tiny import STEPS, final_state, one_thread, resume, same, start, write_at_once
 
 __all__ = ["one_thread"]
 EVERY_STEP = {"run__checkpoint_minutes": "1e-9"}
@@ -67,7 +67,8 @@ def test_a_disk_that_is_full_for_a_while_does_not_end_a_run(tmp_path, monkeypatc
 
 def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path, whole):
     """A real one: the system refuses the bytes."""
-    limit = """
+    limit = f"""
+{WRITE_AT_ONCE}
 import resource
 from mlaan.engine import Engine
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -115,6 +116,7 @@ def test_only_the_newest_checkpoints_and_the_best_stay(tmp_path):
 
 def test_a_run_that_was_put_back_goes_on_from_there_and_forgets_its_future(tmp_path, monkeypatch):
     """A copy of an older checkpoint in the place of last.pt: later files are no longer gone on from."""
+    write_at_once(monkeypatch)
     assert start(tmp_path / "run", **EVERY_STEP) == 0
     folder = RunFolder(tmp_path / "run")
     shutil.copy(folder.checkpoint(3 * STEPS - 2), folder.last)
@@ -125,7 +127,8 @@ def test_a_run_that_was_put_back_goes_on_from_there_and_forgets_its_future(tmp_p
     assert checkpoint.load_first(folder.newest())[0].progress["step"] == 3 * STEPS - 1
 
 
-def test_damaged_checkpoints_hold_no_place_among_the_newest(tmp_path):
+def test_damaged_checkpoints_hold_no_place_among_the_newest(tmp_path, monkeypatch):
+    write_at_once(monkeypatch)
     assert start(tmp_path / "run", run__keep="2", **EVERY_STEP) == 0
     folder = RunFolder(tmp_path / "run")
     last = folder.checkpoint(3 * STEPS)
@@ -145,9 +148,8 @@ def test_a_checkpoint_is_of_its_step_though_steps_go_on_while_it_is_written(tmp_
         return real_step(self, images, labels)
 
     def slow(content, path, links=()):
-        before = len(states)
         time.sleep(0.15)
-        overtaken.append(len(states) - before)
+        overtaken.append(len(states) - content["progress"]["step"])
         real_write(content, path, links)
 
     monkeypatch.setattr(Engine, "step", step)

@@ -13,10 +13,9 @@ from mlaan.engine import Engine, Evaluation
 from mlaan.errors import UserError
 from mlaan.observe import recorder
 from mlaan.observe.metrics import read_epochs
-from mlaan.observe.saver import Saver
 from mlaan.observe.state import TrainState
 from trainer.test_trainer import stop_at
-from trainer.tiny import STEPS, one_thread, resume, start
+from trainer.tiny import STEPS, one_thread, resume, start, write_at_once
 
 __all__ = ["one_thread"]
 
@@ -87,9 +86,8 @@ def test_the_sums_in_a_checkpoint_are_of_its_step_though_steps_go_on_while_it_is
         sums[self.step] = self.meter.losses.clone(), self.meter.correct.clone(), self.meter.samples
 
     def slow(content, path, links=()):
-        before = len(sums)
         time.sleep(0.15)
-        overtaken.append(len(sums) - before)
+        overtaken.append(len(sums) - content["progress"]["step"])
         real_write(content, path, links)
 
     monkeypatch.setattr(TrainState, "stepped", stepped)
@@ -114,13 +112,7 @@ def test_the_sums_in_a_checkpoint_are_of_its_step_though_steps_go_on_while_it_is
 
 def test_a_failed_checkpoint_is_tried_again_each_minute_however_rare_checkpoints_are(tmp_path, monkeypatch):
     """By steps of 25 seconds: epoch 1's fails, at 125; the next step's, too; the third step after that is saved."""
-    start_writing = Saver.start
-
-    def write_at_once(self, content, step, *, is_best=False):
-        start_writing(self, content, step, is_best=is_best)
-        self.wait()
-
-    monkeypatch.setattr(Saver, "start", write_at_once)
+    write_at_once(monkeypatch)
     steps_of_seconds(monkeypatch, 25)
     full_disk(monkeypatch, tmp_path / "run", range(1, 3))
     assert start(tmp_path / "run", run__checkpoint_minutes="1000", run__keep="100") == 0

@@ -9,9 +9,8 @@ from mlaan import checkpoint
 from mlaan.build import build
 from mlaan.engine import Engine
 from mlaan.observe import recorder
-from mlaan.observe.saver import Saver
 from mlaan.optim.schedule import learning_rate
-from trainer.tiny import config, one_thread, start
+from trainer.tiny import config, one_thread, start, write_at_once
 
 __all__ = ["one_thread"]
 
@@ -56,7 +55,7 @@ def equal(mine: dict, wanted: dict) -> bool:
 
 def test_no_checkpoint_of_the_middle_of_an_epoch_holds_a_statistic_that_is_not_finite(tmp_path, monkeypatch, capsys):
     """A training step does not read BatchNorm's running mean, so the losses stay good."""
-    real, start_writing, calls = Engine.step, Saver.start, []
+    real, calls = Engine.step, []
 
     def step(self, images, labels):
         result = real(self, images, labels)
@@ -65,12 +64,8 @@ def test_no_checkpoint_of_the_middle_of_an_epoch_holds_a_statistic_that_is_not_f
             self.backbone.net.get_buffer("layer1.0.bn1.running_mean")[0] = torch.inf
         return result
 
-    def write_at_once(self, content, step, *, is_best=False):
-        start_writing(self, content, step, is_best=is_best)
-        self.wait()
-
     monkeypatch.setattr(Engine, "step", step)
-    monkeypatch.setattr(Saver, "start", write_at_once)
+    write_at_once(monkeypatch)
     assert start(tmp_path / "run", run__checkpoint_minutes="1e-9", run__keep="100") == 2
     assert "backbone.layer1.0.bn1.running_mean has 1 of 16 values that are not finite" in capsys.readouterr().err
     paths = [tmp_path / "run" / "last.pt", *(tmp_path / "run" / "checkpoints").iterdir()]

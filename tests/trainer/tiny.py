@@ -11,6 +11,7 @@ from mlaan import checkpoint
 from mlaan.cli import main
 from mlaan.cli.settings import load_config
 from mlaan.config import Config
+from mlaan.observe.saver import Saver
 
 SETTINGS = {
     "data.name": "synthetic",
@@ -65,6 +66,20 @@ def same(a: list[tuple[str, Any]], b: list[tuple[str, Any]]) -> bool:
     return [key for key, _ in a] == [key for key, _ in b] and all(
         torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for (_, x), (_, y) in zip(a, b, strict=True)
     )
+
+
+def write_at_once(monkeypatch) -> None:
+    """A run's checkpoints are on the disk before its next step, so none is put off.
+
+    Otherwise which steps have one depends on how fast the disk is.
+    """
+    start_writing = Saver.start
+
+    def start(self, content, step, *, is_best=False):
+        start_writing(self, content, step, is_best=is_best)
+        self.wait()
+
+    monkeypatch.setattr(Saver, "start", start)
 
 
 @pytest.fixture(autouse=True)
