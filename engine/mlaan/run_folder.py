@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from mlaan.atomic import LEFTOVERS, replacing
 from mlaan.config import Config, dumps
 from mlaan.errors import UserError
 
@@ -83,9 +85,11 @@ class RunFolder:
                     f"run.folder = {config.run.folder!r} holds a run already: continue it with "
                     f"`mlaan train --resume {config.run.folder}`, or give another --run.folder"
                 )
-            names = {entry.name for entry in folder.path.iterdir()} if folder.path.is_dir() else set()
-            if names and not (".lock" in names and names <= {*_BEGUN}):
-                raise UserError(f"run.folder = {config.run.folder!r} holds other files: give a new or empty folder")
+            if others := folder.others():
+                raise UserError(
+                    f"run.folder = {config.run.folder!r} holds {others[0]}, which is of no run: "
+                    "give a new or empty folder"
+                )
             folder._make(exist_ok=True)
             return folder
         model = re.sub(r"[^\w.-]+", "-", config.model.name)  # a model may be a file and its function
@@ -114,6 +118,13 @@ class RunFolder:
 
     def holds_run(self) -> bool:
         return self.config.exists()
+
+    def others(self) -> list[str]:
+        """Names of what is in the folder of no run, but was not left by one that was killed before it began either."""
+        names = sorted(entry.name for entry in self.path.iterdir()) if self.path.is_dir() else []
+        if ".lock" not in names:
+            return names
+        return [name for name in names if name not in _BEGUN and not fnmatch(name, LEFTOVERS)]
 
     @contextmanager
     def locked(self) -> Iterator[str]:
@@ -171,17 +182,19 @@ class RunFolder:
             path.unlink()
 
     def remove_leftovers(self) -> None:
-        """Deletes what a process that was killed while it wrote a checkpoint left behind."""
+        """Deletes what a process that was killed while it wrote left behind."""
         for folder in (self.path, self.checkpoints):
-            for leftover in folder.glob(".*.pt.*.tmp"):
+            for leftover in folder.glob(LEFTOVERS):
                 leftover.unlink()
 
     def write_config(self, config: Config) -> None:
         """Writes config.toml, in one step; without run.folder, so that a run from it gets a folder of its own."""
         config = replace(config, run=replace(config.run, folder=""))
-        temporary = self.config.with_suffix(".toml.tmp")
-        temporary.write_text(dumps(config), encoding="utf-8")
-        temporary.replace(self.config)
+        try:
+            with replacing(self.config) as file:
+                file.write(dumps(config).encode())
+        except OSError as error:
+            raise UserError(f"cannot write {self.config}: {error.strerror}: make room there") from None
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         self.environment.write_text(json.dumps(environment, indent=2) + "\n")

@@ -7,7 +7,6 @@ it. So `torch.load(file, weights_only=True)` reads it, too.
 import hashlib
 import os
 import pickle
-import shutil
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from mlaan.atomic import replace_by_copy, replacing
 from mlaan.errors import UserError
 
 _MAGIC = b"mlaan checkpoint, sha256 "
@@ -37,21 +37,16 @@ def write(content: Mapping[str, Any], path: Path, links: Sequence[Path] = ()) ->
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w+b") as file:
+        with replacing(path) as file:
             torch.save(dict(content), file)
             _sign(file)
             os.fsync(file.fileno())
-        for link in links:
-            replace_by_copy(temporary, link)
-        temporary.replace(path)
-        sync_folder(path.parent)
+            for link in links:
+                replace_by_copy(Path(file.name), link)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or "its folder takes no more bytes"
         raise UserError(f"cannot write {path}: {reason}: make room there") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -76,28 +71,6 @@ def read(path: Path) -> dict[str, Any]:
             "use only files that `mlaan train` wrote"
         ) from None
     return content if isinstance(content, dict) else {}
-
-
-def replace_by_copy(source: Path, target: Path) -> None:
-    """Gives `target` the content of `source` in one step, as a second name of the same file where it can."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            os.link(source, temporary)
-        except OSError:  # file systems without hard links
-            shutil.copyfile(source, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the renames in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sign(file: BinaryIO) -> None:

@@ -75,6 +75,14 @@ def test_a_file_that_is_gone_is_left_out_and_counted(folder, tmp_path, monkeypat
     assert read_epochs(tmp_path / "run" / "metrics.jsonl")[-1]["left_out"] == 4, "that file and the three bad ones"
 
 
+def test_the_images_of_a_test_are_counted(folder, tmp_path):
+    assert begin(tmp_path / "run", folder) == 0
+    assert [epoch["test_images"] for epoch in read_epochs(tmp_path / "run" / "metrics.jsonl")] == [7, 7]
+    next(folder.glob("val/*/*_1.JPEG")).unlink()
+    assert resume(tmp_path / "run", "--train.epochs", "3") == 0
+    assert read_epochs(tmp_path / "run" / "metrics.jsonl")[-1]["test_images"] == 6
+
+
 def test_the_folder_may_move_and_the_backend_change(folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, 4)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def full_disk(monkeypatch, folder: Path, calls: range) -> None:
         real(content, file)
 
     monkeypatch.setattr(signed.torch, "save", save)
+
+
+def is_overtaken(content: dict, steps_done: Callable[[], int]) -> bool:
+    """Waits while a checkpoint is written, until another step is done; not at an epoch's end, where the run waits."""
+    step, deadline = content["progress"]["step"], time.monotonic() + 30
+    while step % STEPS and steps_done() <= step and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return steps_done() > step
 
 
 def test_a_disk_that_is_full_for_a_while_does_not_end_a_run(tmp_path, monkeypatch, capsys, whole):
@@ -144,22 +153,22 @@ def test_a_checkpoint_is_of_its_step_though_steps_go_on_while_it_is_written(tmp_
     overtaken = []
 
     def step(self, images, labels):
-        states[len(states)] = {name: value.clone() for name, value in self.backbone.net.state_dict().items()}
-        return real_step(self, images, labels)
+        result = real_step(self, images, labels)
+        states[len(states) + 1] = {name: value.clone() for name, value in self.backbone.net.state_dict().items()}
+        return result
 
     def slow(content, path, links=()):
-        time.sleep(0.15)
-        overtaken.append(len(states) - content["progress"]["step"])
+        overtaken.append(is_overtaken(content, lambda: len(states)))
         real_write(content, path, links)
 
     monkeypatch.setattr(Engine, "step", step)
     monkeypatch.setattr(signed, "write", slow)
     assert start(tmp_path / "run", run__keep="100", **EVERY_STEP) == 0
-    assert max(overtaken) >= 2, "no step was taken while a checkpoint was written"
+    assert any(overtaken), "no step was taken while a checkpoint was written"
     found = every_checkpoint(tmp_path / "run")
     assert len(found) > 4
     for saved in map(checkpoint.load, found):
-        if (step_number := saved.progress["step"]) in states:
+        if step_number := saved.progress["step"]:
             wanted = states[step_number]
             assert all(torch.equal(value, wanted[name]) for name, value in saved.engine["backbone"].items())
 
@@ -202,9 +211,10 @@ def test_a_file_system_without_locks_is_said_to_be_one(tmp_path, monkeypatch, ca
 def test_a_start_that_was_killed_before_it_was_a_run_can_be_made_again(tmp_path):
     """Between the folder and its config.toml."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    for name in (".lock", "env.json", "metrics.jsonl"):
+    for name in (".lock", "env.json", "metrics.jsonl", ".last.pt.123.tmp", ".config.toml.123.tmp"):
         (tmp_path / "run" / name).write_text("")
     assert start(tmp_path / "run", train__epochs="1") == 0
+    assert not list((tmp_path / "run").glob("*.tmp"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".lock").write_text("")
     (tmp_path / "mine" / "thesis.tex").write_text("")

@@ -1,119 +1,31 @@
-"""The loader of stored images: what a batch holds, exact resumption, images that cannot be read, workers that die."""
+"""The loader of stored images: what a batch holds, exact resumption, images that cannot be read."""
 
 import io
-import multiprocessing
-import os
-import signal
-import subprocess
 from random import Random
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import dataloader
 
 from data.official_files import smooth
-from mlaan.data import ViewLoader, workers
+from data.view_loader_cases import COUNT, MEAN, STD, Faulty, joined, labels, make, numbered, same, take, unreadable
 from mlaan.data.files import ImageFiles, decode
 from mlaan.data.loader import mixed_seed
-from mlaan.data.store import Unreadable
 from mlaan.data.view_loader import signed
 from mlaan.data.views import CentreView, RandomView, ViewPlan
 from mlaan.errors import UserError
 from mlaan_kernels.normalize_augment import reference
 
-COUNT = 22
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """22 images whose labels are their numbers."""
-    root = tmp_path_factory.mktemp("images")
-    random = np.random.RandomState(4)
-    names = [f"{number:02}.jpg" for number in range(COUNT)]
-    for name in names:
-        Image.fromarray(smooth(*random.randint(20, 40, 2), random)).save(root / name, quality=95)
-    return ImageFiles(root, np.array([name.encode() for name in names]), torch.arange(COUNT))
-
-
-class Faulty:
-    """Images of which some do something else when they are read."""
-
-    def __init__(self, images, faults):
-        self._images, self._faults, self.labels = images, faults, images.labels
-
-    def __len__(self):
-        return len(self._images)
-
-    def name(self, index):
-        return self._images.name(index)
-
-    def read(self, index):
-        if index in self._faults:
-            self._faults[index]()
-        return self._images.read(index)
-
-    def fingerprint(self):
-        return self._images.fingerprint()
-
-
-def unreadable(*numbers):
-    def fail(number):
-        raise Unreadable(f"image {number}", "it is gone")
-
-    return {number: lambda number=number: fail(number) for number in numbers}
-
-
-def make(images, plan=ViewPlan(16, 18), **changes):  # noqa: B008 - frozen
-    arguments = {
-        "training": True,
-        "batch": 4,
-        "device": "cpu",
-        "mean": MEAN,
-        "std": STD,
-        "seed": 3,
-        "workers": 0,
-    }
-    return ViewLoader(images, plan, **(arguments | changes))
-
-
-def take(loader, count):
-    """The next `count` batches, over the ends of epochs."""
-    taken = []
-    while len(taken) < count:
-        for batch in loader:
-            taken.append(batch)
-            if len(taken) == count:
-                break
-    return taken
-
-
-def same(one, other):
-    return all(
-        torch.equal(mine.images, theirs.images) and torch.equal(mine.labels, theirs.labels)
-        for mine, theirs in zip(one, other, strict=True)
-    )
-
-
-def labels(batches):
-    return [batch.labels.tolist() for batch in batches]
-
-
-def joined(batches):
-    return torch.cat([batch.labels for batch in batches]).tolist()
+    return numbered(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
 def whole(files):
     return take(make(files), 12)
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """Asks every fifth of a second whether a worker died, not every five."""
-    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
 
 
 def normalised(view):
@@ -293,99 +205,6 @@ def test_a_batch_of_one_image_that_cannot_be_read_is_left_out_but_not_two_in_a_r
 def test_two_batches_of_one_that_cannot_be_read_are_left_out_where_others_lie_between(files, recwarn):
     loader = make(Faulty(files, unreadable(5, 12)), training=False, batch=1)
     assert joined(loader) == [number for number in range(COUNT) if number not in (5, 12)]
-
-
-@pytest.mark.parametrize("name", ["INT", "TERM"])
-def test_a_signal_to_all_processes_leaves_the_workers_at_work(files, name):
-    batches = iter(make(files, workers=2, batch=1))
-    taken = [next(batches)]
-    for worker in multiprocessing.active_children():
-        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
-    taken += batches
-    assert same(taken, list(make(files, batch=1)))
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_reaches_no_worker_before_it_is_ready(files, name, monkeypatch):
-    """Sent to each worker at the very moment at which it begins."""
-    ready = workers._obey_the_parent_alone
-
-    def late(worker: int) -> None:
-        os.kill(os.getpid(), getattr(signal, name))
-        ready(worker)
-
-    monkeypatch.setattr(workers, "_obey_the_parent_alone", late)
-    assert same(list(make(files, workers=2, batch=1)), list(make(files, batch=1)))
-
-
-def test_the_training_process_ends_its_workers(files):
-    """As Python does at its exit with every worker that is left."""
-    batches = iter(make(files, workers=2))
-    next(batches)
-    children = multiprocessing.active_children()
-    assert len(children) == 2
-    for worker in children:
-        worker.terminate()
-        worker.join(20)
-        assert worker.exitcode == 0
-
-
-def test_no_worker_outlives_a_loop_that_is_left(files):
-    for _ in make(files, workers=2):
-        break
-    assert multiprocessing.active_children() == []
-
-
-def test_after_a_worker_is_killed_others_give_the_same_bits(files, whole, tmp_path, impatient):
-    killed = tmp_path / "killed"
-
-    def die():
-        if not killed.exists():
-            killed.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    loader = make(Faulty(files, {int(whole[7].labels[1]): die}), workers=2)
-    said = []
-    loader.say = said.append
-    assert same(take(loader, 12), whole)
-    assert killed.exists()
-    assert said == ["a process that reads images was killed (SIGKILL); others read that batch again"]
-    assert multiprocessing.active_children() == []
-
-
-def test_a_worker_that_is_killed_while_nobody_waits_does_not_disturb_the_step(files, whole, impatient):
-    loader = make(files, workers=2)
-    said = []
-    loader.say = said.append
-    batches = iter(loader)
-    taken = [next(batches)]
-    for worker in multiprocessing.active_children():
-        assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGKILL)
-        worker.join()  # a step during which the death is told: by the system's signal to this process
-    taken += batches
-    assert same(taken, whole[:5])
-    assert len(said) <= 1  # none where all batches had been handed over
-
-
-def test_a_worker_that_is_killed_twice_at_a_batch_ends_the_run(files, impatient):
-    loader = make(Faulty(files, {9: lambda: os._exit(7)}), training=False, workers=1)
-    said = []
-    loader.say = said.append
-    with pytest.raises(UserError) as caught:
-        list(loader)
-    assert len(said) in (1, 2), "once for the batch it died at, perhaps once before at one that was not handed over"
-    assert str(caught.value).startswith(
-        "data.workers = 1: a process that reads images was killed twice at one batch (exit status 7): set data.workers"
-    )
-
-
-def test_an_error_in_a_worker_is_not_taken_for_its_death(files):
-    def fail():
-        raise RuntimeError("a mistake in the DataLoader worker (pid 3)")
-
-    with pytest.raises(RuntimeError, match="a mistake in the"):
-        list(make(Faulty(files, {3: fail}), training=False, workers=1))
 
 
 def test_the_time_that_the_step_waits_is_counted(files, monkeypatch):

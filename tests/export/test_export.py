@@ -54,6 +54,7 @@ def test_a_file_loads_into_torchvisions_class_and_a_program_runs(tmp_path, famil
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.pt2", "model.safetensors"]
     assert all(difference < 1e-5 for difference in exported.differences.values())
     assert net.training
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1, "who may read it differs"
     images = torch.randn(5, *SHAPE)
     expected = copy.deepcopy(net).eval()(images)
     theirs = FAMILIES[family]()

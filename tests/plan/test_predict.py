@@ -9,7 +9,7 @@ from benchmarks.measure import flops
 from mlaan import DGL, HPFF, MAN, MLAAN, AugLocal, BackLink, EndToEnd, Engine, InfoPro, PredSim
 from mlaan.learning import Site, cut
 from mlaan.models import CifarResNet, build
-from mlaan.models.cost import measure
+from mlaan.models.measure import measure
 from mlaan.plan import build_graph, make_plan
 from mlaan.plan.machine import MACHINES
 from mlaan.plan.predict import combine, measure_parts, predict

@@ -58,20 +58,24 @@ def test_what_is_written_and_how_often_may_change(one):
     run(one.folder.path.parent, row(one.row.file.parent, run__checkpoint_minutes="1")).require_same_settings()
 
 
-def test_leftovers_of_a_run_that_never_began_are_removed(one):
+def test_leftovers_of_a_run_that_never_began_are_taken_for_its_own(one):
     write_metrics(one.folder.path, 1)
-    one.folder.last.write_bytes(b"")
-    (one.folder.path / ".last.pt.123.tmp").write_bytes(b"")
-    one.remove_unborn()
-    assert not one.folder.path.exists()
+    one.folder.checkpoints.mkdir()
+    for name in (".lock", "env.json", "images.npz", "last.pt", ".config.toml.123.tmp"):
+        (one.folder.path / name).write_bytes(b"")
+    one.require_own_folder()
 
 
-def test_a_persons_files_and_real_runs_are_kept(one):
+def test_a_persons_files_are_not(one):
     finish(one)
-    one.remove_unborn()
-    assert one.folder.holds_run()
-    one.folder.config.unlink()
+    one.require_own_folder()
+    (one.folder.path / ".lock").touch()
     (one.folder.path / "notes.txt").touch()
+    one.require_own_folder()
+    one.folder.config.unlink()
     with pytest.raises(UserError, match=r"holds notes.txt, which is of no run"):
-        one.remove_unborn()
-    assert one.folder.last.exists()
+        one.require_own_folder()
+    (one.folder.path / "notes.txt").unlink()
+    (one.folder.path / ".lock").unlink()
+    with pytest.raises(UserError, match=r"holds last.pt, which is of no run"):
+        one.require_own_folder()

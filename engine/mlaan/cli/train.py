@@ -22,6 +22,7 @@ from mlaan.observe.display import Display, choose_display
 from mlaan.observe.environment import differences, environment
 from mlaan.observe.finite import NotFinite
 from mlaan.observe.incident import Rescue
+from mlaan.observe.lasting import lasting_output
 from mlaan.observe.metrics import MetricsLog
 from mlaan.observe.recorder import Recorder
 from mlaan.observe.state import TrainState
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     """Trains, reports, and gives the exit status."""
     if arguments.resume is not None and arguments.config is not None:
         raise UserError("--resume takes the run's own settings: leave out --config")
-    with StopRequest(at_once=True) as stop:  # until the first step nothing can be lost
+    with lasting_output(), StopRequest(at_once=True) as stop:  # until the first step nothing can be lost
         try:
             if arguments.resume is None:
                 return _begin(load_config(arguments.config, overrides), stop)

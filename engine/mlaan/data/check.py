@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mlaan.atomic import replacing
 from mlaan.data.decoders import in_order
 from mlaan.data.files import ImageFiles
 from mlaan.data.findings import CRASHES, KINDS, LEFT_OUT, PASSING, Finding, inspect
@@ -233,17 +234,10 @@ def _save(part: CheckedPart, *, complete: bool) -> None:
         "sizes": part.sizes,
         "stamps": part.stamps,
     }
-    temporary = part.place.with_name(f".{part.place.name}.{os.getpid()}.tmp")
     try:
         part.place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(part.place)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(part.place) as file:
+            np.savez_compressed(file, **content)
     except OSError as error:
         raise UserError(
             f"cannot keep the list of {part.folder} in {part.place}: {error.strerror or error}: make room, or get the "

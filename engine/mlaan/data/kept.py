@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mlaan.atomic import replacing
 from mlaan.data.arrays import load_arrays
 from mlaan.data.check import OpenedPart
 from mlaan.data.files import ImageFiles
@@ -23,17 +24,11 @@ def keep_lists(path: Path, parts: Mapping[str, OpenedPart]) -> None:
         encoded = np.array([os.fsencode(one) for one in classes])
         values = (files.names, files.labels.numpy(), sizes, encoded)
         arrays |= {f"{name} {field}": value for field, value in zip(_FIELDS, values, strict=True)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}: make room there") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def kept_lists(path: Path, root: Path, names: tuple[str, ...]) -> list[OpenedPart]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from torch import Tensor
 
+from mlaan.atomic import LEFTOVERS, replacing
 from mlaan.data.check import OpenedPart, open_part
 from mlaan.data.decoders import in_order
 from mlaan.data.files import ImageFiles, decode
@@ -122,7 +123,7 @@ def pack_part(
     try:
         out.mkdir(parents=True, exist_ok=True)
         _claim(out, made_of)
-        for leftover in out.glob(".*.tmp"):  # of one that was killed
+        for leftover in out.glob(LEFTOVERS):  # of one that was killed
             leftover.unlink()
         if not is_packed(out):
             shards = _finished(out)
@@ -267,13 +268,5 @@ def _write_index(
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(content)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlaan.atomic import replacing
 from mlaan.data.arrays import load_arrays
 from mlaan.data.mapped import MappedRecords
 from mlaan.data.store import Unreadable
@@ -165,15 +166,10 @@ def _list(files: list[Path], cache: Path) -> dict[str, np.ndarray]:
         "names": np.array([os.fsencode(name) for name in names]),
         "note": np.array(os.fsencode(faults)),
     }
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
-    try:
+    with suppress(OSError):  # the list is then made anew next time, which costs time and nothing else
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(cache) as file:
             np.savez(file, **table)
-        temporary.replace(cache)
-    except OSError:  # the list is made anew next time, which costs time and nothing else
-        with suppress(OSError):
-            temporary.unlink()
     return table
 
 

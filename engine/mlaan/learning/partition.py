@@ -8,7 +8,7 @@ from torch import nn
 from mlaan.errors import UserError
 from mlaan.learning.published import PUBLISHED_ENDS
 from mlaan.models import Backbone
-from mlaan.models.cost import measure
+from mlaan.models.measure import measure
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,18 @@
 """What one pass through a piece of network costs: operations, bytes moved, and memory while it runs and after it.
 
-Parts are run on the meta device, where nothing is computed, once each way that a step may run them.
+Costs are added up here for modules in a row, and drawn in a straight line between two batch sizes.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
-from mlaan.models.meta import borrowed, on_meta
-from mlaan.models.meter import Meter, Operator, merged, onednn_scratch, storage_key
-from mlaan_kernels.blocks import Chain, Cotangent, Settings, backward, make_chain
-from mlaan_kernels.choice import Implementation, triton_obstacle
+from mlaan.models.meter import Operator
 
 Device = Literal["cpu", "cuda"]
-_MEASURED: dict[Hashable, Any] = {}
-_MOST_MEASURED = 4096
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,140 +111,7 @@ class ModuleCost:
 
 
 _SIZES = ("saved_bytes", "input_bytes", "output_bytes")
-_GIVE_WEIGHTS = ("weights", "both", "joint", "joint_end")
 PASSES = ("forward", "kept", "propagate", "propagated", "weights", "both", "joint", "joint_end")
-
-
-def measure(
-    module: nn.Module,
-    input_shape: Sequence[int],
-    dtype: torch.dtype = torch.float32,
-    settings: Settings | None = None,
-    device: Device = "cuda",
-    *,
-    channels_last: bool = False,
-) -> ModuleCost:
-    """Cost of `module` on an input of `input_shape` (batch first), counted on the meta device without arithmetic.
-
-    A module of a structure that was measured before is not run again.
-
-    Args:
-        dtype: of activations; weights, gradients and buffers count in their own.
-        settings: if given, count what its fused form keeps and takes by its reference operators, where it has one.
-            FLOPs stay those of the plain form, whose operators between two matrix products then count as one.
-        device: "cpu" adds what oneDNN's convolutions take while they run.
-        channels_last: the layout in which the fused form gets its input; Triton's always has it so.
-
-    Raises:
-        RuntimeError: the module does not take such an input.
-    """
-    here = None if settings is None else replace(settings, implementation=_form(dtype, device), dtype=dtype)
-    channels_last = channels_last or (here is not None and here.implementation == "triton")
-    fused = None if here is None else (here.keep_activations, channels_last)
-    key = structure(module)
-    place = None if key is None else (key, tuple(input_shape), dtype, fused, device)
-    return remembered(place, lambda: _measure(module, tuple(input_shape), dtype, here, device, channels_last))
-
-
-def _form(dtype: torch.dtype, device: Device) -> Implementation:
-    """Of the operators that run for shapes alone: Triton's where the plan is for a GPU and they can."""
-    able = device == "cuda" and triton_obstacle(torch.device("meta"), dtype) is None
-    return "triton" if able else "reference"
-
-
-def remembered(place: Hashable | None, make: Callable[[], T]) -> T:
-    """What `make` gave the first time that it was asked for this place; None is no place."""
-    if place is None:
-        return make()
-    if place not in _MEASURED:
-        found = make()
-        if len(_MEASURED) >= _MOST_MEASURED:
-            _MEASURED.clear()
-        _MEASURED[place] = found
-    return _MEASURED[place]
-
-
-def structure(module: nn.Module) -> Hashable | None:
-    """What tells modules of different costs apart: types, plain attributes, shapes; None where that is not known."""
-    seen: list[Hashable] = []
-    for name, part in nn.ModuleList([module, *borrowed(module)]).named_modules():
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or "forward" in vars(part):
-            return None
-        tensors = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
-        plain = []
-        for key, value in vars(part).items():
-            if not key.startswith("_") and key != "borrowed":
-                if not _is_plain(value):
-                    return None
-                plain.append((key, value))
-        seen.append((name, type(part), tuple(plain)))
-        seen += [(key, t.shape, t.dtype, t.requires_grad, t.stride()) for key, t in tensors]
-    return tuple(seen)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return value is None or callable(value) or isinstance(value, (bool, int, float, str, torch.dtype))
-
-
-def _measure(
-    module: nn.Module,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    settings: Settings | None,
-    device: Device,
-    channels_last: bool,
-) -> ModuleCost:
-    own = [p for p in module.parameters() if p.requires_grad]
-    sizes = [sum(map(_size, some)) for some in (module.parameters(), own, module.buffers())]
-    casts, wider = autocast_bytes(module, dtype)
-    module = on_meta(module)
-    nn.ModuleList([module, *borrowed(module)]).to(dtype)
-    lean = _Autograd(module, shape, dtype, device)
-    passes = lean.passes()
-    passes["forward"] = add_bytes(passes["forward"], casts, 0)
-    passes["kept"] = add_bytes(passes["kept"], casts, casts)
-    saved = passes["kept"].end_bytes - lean.output_bytes
-    chain = None if settings is None else make_chain(module, settings)
-    if chain is not None:
-        if settings is not None and settings.implementation == "triton":  # the engine lays weights out so for it
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        hand = _ByHand(chain, shape, dtype, device, channels_last=channels_last)
-        by_hand, channels_last = hand.passes(), hand.gives_channels_last
-        saved = by_hand["kept"].end_bytes - lean.output_bytes
-        if settings is not None and settings.implementation == "reference":
-            by_hand = {name: replace(by_hand[name], operators=merged(passes[name].operators)) for name in PASSES}
-        passes = by_hand
-    else:
-        passes["propagated"] = add_bytes(passes["propagated"], 0, -casts)
-    kept = 0 if chain is not None else casts
-    # a gradient is there in both dtypes for a moment, so that the peak does not fall with the copies that go
-    passes |= {name: add_bytes(passes[name], wider, wider - kept) for name in _GIVE_WEIGHTS}
-    input_bytes = shape_bytes(shape, dtype)
-    return ModuleCost(
-        **passes,
-        saved_bytes=saved,
-        input_bytes=input_bytes,
-        output_shape=lean.output_shape,
-        output_bytes=lean.output_bytes,
-        parameters=sum(p.numel() for p in own),
-        weight_bytes=sizes[0],
-        gradient_bytes=sizes[1],
-        buffer_bytes=sizes[2],
-        fused=chain is not None,
-        keeps_output=chain is None,
-        channels_last=chain is not None and channels_last,
-    )
-
-
-def autocast_bytes(module: nn.Module, dtype: torch.dtype) -> tuple[int, int]:
-    """What autocast to `dtype` adds: copies of matrices, which are kept for the backward; and what gradients in the
-    weights' own dtype take beyond those in `dtype`.
-    """
-    casts = [p for p in module.parameters() if p.dtype != dtype and p.ndim > 1]
-    wider = sum((p.element_size() - dtype.itemsize) * p.numel() for p in module.parameters() if p.requires_grad)
-    return dtype.itemsize * sum(p.numel() for p in casts), wider
 
 
 def add_bytes(one: Pass, peak: int, end: int) -> Pass:
@@ -263,112 +123,6 @@ def add_bytes(one: Pass, peak: int, end: int) -> Pass:
         end_bytes=one.end_bytes + end,
         outer_end_bytes=one.outer_end_bytes + end,
     )
-
-
-class _Enter(torch.autograd.Function):
-    """Stands behind a part: its backward hands on a cotangent that nobody else holds, and has the meter start there."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, meter: Meter) -> Tensor:
-        ctx.meter, ctx.like, ctx.key = meter, (y.shape, y.dtype), storage_key(y)
-        return y.new_empty(1).expand(y.shape)
-
-    @staticmethod
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        cotangent = torch.empty(ctx.like[0], dtype=ctx.like[1], device="meta")
-        ctx.meter.start([storage_key(cotangent), ctx.key])
-        return cotangent, None
-
-
-class _Autograd:
-    """The passes of a module over autograd."""
-
-    def __init__(self, module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, device: Device) -> None:
-        self.module, self.shape, self.dtype = module, shape, dtype
-        self.scratch = scratch_of(device)
-        self.trained = [p for p in module.parameters() if p.requires_grad]
-
-    def passes(self) -> dict[str, Pass]:
-        """All of them by name."""
-        x = torch.empty(self.shape, device="meta", dtype=self.dtype, requires_grad=self.dtype.is_floating_point)
-        with Meter(self.scratch) as meter, torch.no_grad():
-            y = self.module(x)
-            found = {"forward": read(meter)}
-        self.output_shape, self.output_bytes = tuple(y.shape), shape_bytes(y.shape, y.dtype)
-        del y
-        with Meter(self.scratch) as meter:
-            y = self.module(x)
-            found["kept"] = read(meter)
-        differentiable = y.requires_grad
-        del y
-        targets = {
-            "propagate": [x],
-            "propagated": [x],
-            "weights": self.trained,
-            "both": [x, *self.trained],
-        }
-        for name, wanted in targets.items():
-            able = differentiable and wanted
-            found[name] = self._backward(x, wanted, retain=name == "propagate") if able else Pass()
-        found["joint"] = found["joint_end"] = found["both"]
-        return found
-
-    def _backward(self, x: Tensor, targets: list[Any], *, retain: bool) -> Pass:
-        with Meter(self.scratch) as meter:
-            y = self.module(x)
-            z: Tensor = _Enter.apply(y, meter)  # type: ignore[assignment]
-            cotangent = z.detach()
-            del y
-            grads = torch.autograd.grad(z, targets, cotangent, retain_graph=retain, allow_unused=True)
-            found = read(meter)
-        del grads
-        return found
-
-
-class _ByHand:
-    """The passes of a fused block."""
-
-    def __init__(
-        self, chain: Chain, shape: tuple[int, ...], dtype: torch.dtype, device: Device, *, channels_last: bool
-    ) -> None:
-        self.chain, self.shape, self.dtype, self.channels_last = chain, shape, dtype, channels_last
-        self.scratch = scratch_of(device)
-
-    def passes(self) -> dict[str, Pass]:
-        """All of them by name."""
-        x = torch.empty(self.shape, device="meta", dtype=self.dtype)
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with Meter(self.scratch) as meter:
-            y = self.chain.forward(x, False)
-            found = {"forward": read(meter)}
-        del y
-        with Meter(self.scratch) as meter:
-            y, saved, _ = self.chain.forward(x, True)
-            found["kept"] = read(meter)
-        assert saved is not None
-        self.gives_channels_last = not y.is_contiguous() and y.is_contiguous(memory_format=torch.channels_last)
-        ways = {
-            "propagate": ([True], False),
-            "weights": ([False], True),
-            "both": ([True], True),
-            "joint": ([True, True], True),
-            "joint_end": ([False, True], True),
-        }
-        for name, (need_input, need_weight) in ways.items():
-            cotangents = [Cotangent(dense=torch.empty_like(y)) for _ in need_input]
-            with Meter(self.scratch) as meter:
-                results = backward(self.chain, saved, cotangents, need_input, need_weight)
-                found[name] = read(meter)
-            del results
-        found["propagated"] = found["propagate"]
-        return found
-
-
-def read(meter: Meter) -> Pass:
-    """What ran since the meter's start."""
-    outer = meter.level + meter.gone
-    return Pass(meter.peak, meter.level, meter.outer_peak, outer, tuple(meter.operators))
 
 
 def chain(costs: Sequence[ModuleCost]) -> ModuleCost:
@@ -465,18 +219,9 @@ def _between(low: int, high: int, share: float) -> int:
     return round(low + (high - low) * share)
 
 
-def scratch_of(device: Device) -> Callable[[Any, Any, Any], int] | None:
-    """What operators take on a device besides their results; see `Meter`."""
-    return onednn_scratch if device == "cpu" else None
-
-
 def shape_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
     """Of a tensor."""
     size = dtype.itemsize
     for length in shape:
         size *= length
     return size
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

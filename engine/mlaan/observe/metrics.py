@@ -3,8 +3,8 @@
 Keys of every line: type ("step" or "epoch"), epoch (from 1), step, seconds, learning_rate, images_per_second,
 data_wait (share of the time since the last line, 0 to 1, that steps waited for images), left_out (images that could not
 be read), memory_bytes, losses and top1 (by local loss, means over the epoch so far). A line of type "epoch" also has
-test_loss, test_top1, test_top5 (of more than five classes), best_top1, best_epoch, if the epoch was tested. Accuracies
-are from 0 to 1.
+test_loss, test_top1, test_top5 (of more than five classes), test_images (that could be read), best_top1, best_epoch, if
+the epoch was tested. Accuracies are from 0 to 1.
 """
 
 import importlib.util

@@ -250,6 +250,7 @@ class Recorder:
             test_loss=evaluation.loss if evaluation else math.nan,
             test_top1=evaluation.top1 if evaluation else math.nan,
             test_top5=evaluation.top5 if evaluation else math.nan,
+            test_images=evaluation.samples if evaluation else 0,
             best_top1=state.best_top1 if state.best_epoch else math.nan,
             skipped=None if scale is None else int(scale.skipped.sum()),
             scale=None if scale is None else float(scale.scales.min()),
@@ -277,4 +278,5 @@ class Recorder:
             record |= {"test_loss": now.test_loss, "test_top1": now.test_top1, **best}
             if not math.isnan(now.test_top5):
                 record["test_top5"] = now.test_top5
+            record["test_images"] = now.test_images
         self._logs.write(record)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlaan import checkpoint, signed
+from mlaan import checkpoint
+from mlaan.atomic import replace_by_copy
 from mlaan.checkpoint import Checkpoint
 from mlaan.errors import UserError
 from mlaan.run_folder import RunFolder
@@ -107,7 +108,7 @@ class Saver:
         checkpoint.save(content, folder.checkpoint(step), links)
         self._owed = None
         try:
-            signed.replace_by_copy(folder.checkpoint(step), folder.last)
+            replace_by_copy(folder.checkpoint(step), folder.last)
             folder.keep(self._keep, step)
         except OSError as error:
             raise UserError(f"cannot write {folder.last}: {error.strerror}: make room there") from None

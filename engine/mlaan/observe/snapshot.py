@@ -15,6 +15,7 @@ class Snapshot:
         seconds, seconds_left: time spent, time expected; `seconds_left` is nan while nothing is known.
         test_loss, test_top1, best_top1: nan before the first test.
         test_top5: nan for five classes or fewer, too.
+        test_images: how many the test was of; fewer than all where some could not be read.
         data_wait: the share of the time since the last reading, 0 to 1, that was spent waiting for batches.
         left_out: training images that could not be read, in this process.
         skipped, scale: updates of modules that float16 overflowed in so far, and the least loss scale; None without.
@@ -37,6 +38,7 @@ class Snapshot:
     test_loss: float = math.nan
     test_top1: float = math.nan
     test_top5: float = math.nan
+    test_images: int = 0
     best_top1: float = math.nan
     skipped: int | None = None
     scale: float | None = None

@@ -13,18 +13,14 @@ from mlaan.models.cost import (
     ModuleCost,
     Pass,
     add_bytes,
-    autocast_bytes,
     chain,
     interpolate,
     interpolate_pass,
-    measure,
-    read,
-    remembered,
-    scratch_of,
     shape_bytes,
-    structure,
 )
+from mlaan.models.measure import autocast_bytes, measure, remembered, structure
 from mlaan.models.meter import Meter
+from mlaan.models.passes import read, scratch_of
 from mlaan.plan.graph import Kind, Task, head_homes
 from mlaan.plan.schedule import StepPlan
 from mlaan_kernels.blocks import Settings

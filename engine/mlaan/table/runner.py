@@ -63,7 +63,7 @@ def train(
             raise UserError(f"another `mlaan table`, or a run that it started, is at work in {folder}: wait") from None
         for run in runs:
             run.require_same_settings()
-            run.remove_unborn()
+            run.require_own_folder()
         with StopRequest() as stop:
             return _Pool(runs, overrides, jobs, say, lock).work(stop)
 

@@ -1,6 +1,5 @@
 """One config with one seed: its run folder, and what has been reached there."""
 
-import shutil
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,18 +70,7 @@ class Run:
                     f"{show(here.get(key))}: give another --folder, or remove that one"
                 )
 
-    def remove_unborn(self) -> None:
-        """Removes what a process left that was killed before its run could be resumed: there is no config.toml yet.
-
-        Raises:
-            UserError: the folder holds files that no run writes.
-        """
-        folder = self.folder
-        if folder.holds_run() or not folder.path.is_dir():
-            return
-        unfinished = folder.config.with_suffix(".toml.tmp")
-        own = (folder.environment, folder.metrics, folder.last, folder.tensorboard, unfinished)
-        for path in folder.path.iterdir():
-            if path not in own and not path.match(".*.pt.*.tmp"):
-                raise UserError(f"{folder.path} holds {path.name}, which is of no run: give another --folder")
-        shutil.rmtree(folder.path)
+    def require_own_folder(self) -> None:
+        """Raises UserError where the folder holds files that no run writes."""
+        if not self.folder.holds_run() and (others := self.folder.others()):
+            raise UserError(f"{self.folder.path} holds {others[0]}, which is of no run: give another --folder")

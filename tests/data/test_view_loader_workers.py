@@ -1,0 +1,136 @@
+"""The processes that read images: signals, those that die or are killed, errors in them, none that is left over."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+
+import pytest
+from torch.utils.data import dataloader
+
+from data.view_loader_cases import Faulty, make, numbered, same, take
+from mlaan.data import workers
+from mlaan.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return numbered(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def whole(files):
+    return take(make(files), 12)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Asks every fifth of a second whether a worker died, not every five."""
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+
+
+@pytest.fixture(params=["fork", "forkserver"])
+def start_method(request):
+    """How worker processes are started; only by fork they begin with the signals held that their parent holds."""
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(None, force=True)
+
+
+def test_signals_to_all_processes_leave_the_workers_at_work(files, start_method):
+    loader, said = make(files, workers=2, batch=1), []
+    loader.say = said.append
+    batches = iter(loader)
+    taken = [next(batches)]
+    workers = multiprocessing.active_children()
+    for name in "INT", "HUP", "TERM":
+        for worker in workers:
+            subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+        taken.append(next(batches))
+        assert all(worker.is_alive() for worker in workers)
+    taken += batches
+    assert same(taken, list(make(files, batch=1)))
+    assert said == []
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_reaches_no_worker_before_it_is_ready(files, name, monkeypatch):
+    """Sent to each worker at the very moment at which it begins."""
+    ready = workers._obey_the_parent_alone
+
+    def late(worker: int) -> None:
+        os.kill(os.getpid(), getattr(signal, name))
+        ready(worker)
+
+    monkeypatch.setattr(workers, "_obey_the_parent_alone", late)
+    assert same(list(make(files, workers=2, batch=1)), list(make(files, batch=1)))
+
+
+def test_the_training_process_ends_its_workers(files):
+    """As Python does at its exit with every worker that is left."""
+    batches = iter(make(files, workers=2))
+    next(batches)
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    for worker in children:
+        worker.terminate()
+        worker.join(20)
+        assert worker.exitcode == 0
+
+
+def test_no_worker_outlives_a_loop_that_is_left(files):
+    for _ in make(files, workers=2):
+        break
+    assert multiprocessing.active_children() == []
+
+
+def test_after_a_worker_is_killed_others_give_the_same_bits(files, whole, tmp_path, impatient):
+    killed = tmp_path / "killed"
+
+    def die():
+        if not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loader = make(Faulty(files, {int(whole[7].labels[1]): die}), workers=2)
+    said = []
+    loader.say = said.append
+    assert same(take(loader, 12), whole)
+    assert killed.exists()
+    assert said == ["a process that reads images was killed (SIGKILL); others read that batch again"]
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_is_killed_while_nobody_waits_does_not_disturb_the_step(files, whole, impatient):
+    loader = make(files, workers=2)
+    said = []
+    loader.say = said.append
+    batches = iter(loader)
+    taken = [next(batches)]
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()  # a step during which the death is told: by the system's signal to this process
+    taken += batches
+    assert same(taken, whole[:5])
+    assert len(said) <= 1  # none where all batches had been handed over
+
+
+def test_a_worker_that_is_killed_twice_at_a_batch_ends_the_run(files, impatient):
+    loader = make(Faulty(files, {9: lambda: os._exit(7)}), training=False, workers=1)
+    said = []
+    loader.say = said.append
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    assert len(said) in (1, 2), "once for the batch it died at, perhaps once before at one that was not handed over"
+    assert str(caught.value).startswith(
+        "data.workers = 1: a process that reads images was killed twice at one batch (exit status 7): set data.workers"
+    )
+
+
+def test_an_error_in_a_worker_is_not_taken_for_its_death(files):
+    def fail():
+        raise RuntimeError("a mistake in the DataLoader worker (pid 3)")
+
+    with pytest.raises(RuntimeError, match="a mistake in the"):
+        list(make(Faulty(files, {3: fail}), training=False, workers=1))
