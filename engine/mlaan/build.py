@@ -15,6 +15,7 @@ from mlaan.errors import UserError
 from mlaan.execute import AUTOCAST, choose_kernels, shorten
 from mlaan.learning import Method, Normalisation
 from mlaan.models import Backbone
+from mlaan.optim.average import average_bytes
 from mlaan.optim.states import state_bytes
 from mlaan.plan.candidates import Bench, Choice, Subject
 from mlaan.plan.machine import Machine
@@ -145,6 +146,7 @@ def bench_for(config: Config, machine: Machine) -> Bench:
         _normalisation(facts),
         channels_last,
         train.accumulate,
+        average_bytes(backbone.net) if train.average else 0,
     )
     return Bench(subject)
 

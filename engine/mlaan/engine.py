@@ -31,7 +31,7 @@ from mlaan.execute import (
 from mlaan.keywords import method_of, optim_of
 from mlaan.learning import Method, Normalisation, Site, cut
 from mlaan.models import Backbone, as_backbone, borrowed
-from mlaan.optim.average import WeightAverage
+from mlaan.optim.average import WeightAverage, average_bytes
 from mlaan.optim.optimizer import Optimizer
 from mlaan.optim.states import state_bytes
 from mlaan.plan import build_graph, head_homes, make_plan
@@ -384,6 +384,7 @@ class Engine:
             self.state_bytes,
             "tf32" if self.precision == "tf32" else None,
             self.accumulate,
+            0 if self.average is None else average_bytes(self.backbone.net),
         )
 
     def _lanes_for(self, shape: tuple[int, ...]) -> LanePlan:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -104,6 +105,16 @@ def test_a_folder_with_one_part_will_do(root, capsys):
     ]
 
 
+def test_classes_of_one_part_alone_are_told(root, capsys):
+    (root / "train/cat").rename(root / "train/cats")
+    classes = "(2 are in one of them alone): training needs the same class folders in both"
+    assert said(capsys, root).splitlines()[-1] == f"the class folder cat of val is not in train {classes}"
+    shutil.copytree(root / "val/cat", root / "train/cat")
+    assert said(capsys, root).splitlines()[-1] == (
+        "the class folder cats of train is not in val: training needs the same class folders in both"
+    )
+
+
 def test_a_folder_in_the_home_will_do(root, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(root.parent))
     assert said(capsys, "~/set").splitlines()[-1] == f"list of val: {root}/val/.mlaan-check.npz"
@@ -114,7 +125,7 @@ def test_a_folder_in_the_home_will_do(root, capsys, monkeypatch):
     [
         ("nowhere", "nowhere is no folder: name the one that holds train and val"),
         ("train/cat/1.jpg", "1.jpg is no folder: name the one that holds train and val"),
-        ("train/cat", "must hold train/<class>/*.JPEG and val/<class>/*.JPEG, but Couldn't find any class folder in"),
+        ("train/cat", "must hold train/<class>/*.JPEG and val/<class>/*.JPEG, but "),
     ],
 )
 def test_what_cannot_be_checked_is_one_line(root, capsys, place, reason):

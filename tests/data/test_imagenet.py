@@ -91,11 +91,15 @@ def test_missing_folders(tmp_path):
         "there: ImageNet (ILSVRC2012) is to be had from image-net.org"
     )
     (tmp_path / "train").mkdir()
-    assert f", but Couldn't find any class folder in {tmp_path}/train.: " in refused(tmp_path)
+    assert f", but {tmp_path}/train has no class folders: " in refused(tmp_path)
     write_images(tmp_path / "set")
     for file in (tmp_path / "set/train/n00000001").iterdir():
         file.unlink()
-    assert "but Found no valid file for the classes n00000001. " in refused(tmp_path / "set")
+    lacking = f"but no file in {tmp_path}/set/train/n00000001 is an image (.jpg .jpeg .png "
+    assert lacking in refused(tmp_path / "set")
+    for file in (tmp_path / "set/train/n00000000").iterdir():
+        file.unlink()
+    assert f"but no file in {tmp_path}/set/train/n00000000 and 1 more is an image" in refused(tmp_path / "set")
     shutil.rmtree(tmp_path / "set")
     write_images(tmp_path / "set")
     shutil.rmtree(tmp_path / "set/val")

@@ -112,6 +112,18 @@ def test_the_state_goes_on_bit_for_bit_and_must_fit():
         again.load_state_dict(make(0.0).state_dict())
 
 
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_a_plan_counts_its_bytes(weights):
+    def planned(average: float) -> tuple[Engine, dict]:
+        net = BACKBONES["resnet20"](10, 3)
+        engine = Engine(net, preset="light", modules=2, precision="bfloat16", weights=weights, average=average)
+        return engine, engine.describe(8)["plans"]["this plan"]
+
+    (_, without), (engine, found) = planned(0.0), planned(0.9)
+    held = sum(value.numel() * value.element_size() for value in engine.average.averages.values())
+    assert found["at_peak"]["average"] == held == found["peak_bytes"] - without["peak_bytes"]
+
+
 def test_runs_test_report_and_export_it(tmp_path, monkeypatch, capsys):
     settings = {"train__average": "0.9", "data__classes": "7"}
     assert start(tmp_path / "run", **settings) == 0

@@ -34,8 +34,18 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     lines = [*_table(checked), *(line for part in checked for line in _named(part))]
     if parts != [root] and len(parts) == 1:
         lines.append(f"{root} holds {parts[0].name} alone: training needs both train and val")
+    lines += _differing(checked)
     print(_encodable("\n".join(lines)))
     return 0
+
+
+def _differing(checked: Sequence[CheckedPart]) -> Iterator[str]:
+    """Names a class folder that only one of two parts has."""
+    if len(checked) == 2 and (odd := sorted({*checked[0].classes} ^ {*checked[1].classes})):
+        there, lacking = checked if odd[0] in checked[0].classes else checked[::-1]
+        more = f" ({len(odd)} are in one of them alone)" if len(odd) > 1 else ""
+        where = f"of {_name(there)} is not in {_name(lacking)}"
+        yield f"the class folder {odd[0]} {where}{more}: training needs the same class folders in both"
 
 
 def _table(checked: Sequence[CheckedPart]) -> list[str]:

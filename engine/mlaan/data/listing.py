@@ -18,21 +18,33 @@ def list_part(folder: Path, root: str) -> tuple[ImageFiles, list[str]]:
         UserError: the folder is not there, has no class folders, or one of them holds no image.
     """
     from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
     try:
-        found = ImageFolder(str(folder))
-    except OSError as error:  # torchvision's own complaints are of this kind too
-        reason = " ".join(str(error).split())
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        found = ImageFolder(str(folder), allow_empty=True) if names else None
+    except OSError as error:
+        reason = f"{folder} cannot be read: {error.strerror}"
         if not folder.is_dir():
             reason = f"{folder} is not there"
             if not folder.is_absolute():
                 reason += f" (a relative data.root is looked for below the present folder, {Path.cwd()})"
-        raise UserError(
-            f"data.root = {root!r} must hold train/<class>/*.JPEG and val/<class>/*.JPEG, but {reason}: "
-            "ImageNet (ILSVRC2012) is to be had from image-net.org"
-        ) from None
+        raise _unlike(root, reason) from None
+    if found is None:
+        raise _unlike(root, f"{folder} has no class folders")
+    if empty := sorted({*range(len(found.classes))} - {*found.targets}):
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        endings = " ".join(IMG_EXTENSIONS)
+        raise _unlike(root, f"no file in {folder / found.classes[empty[0]]}{more} is an image ({endings})")
     names = np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in found.samples])
     return ImageFiles(folder, names, torch.tensor(found.targets)), found.classes
+
+
+def _unlike(root: str, reason: str) -> UserError:
+    return UserError(
+        f"data.root = {root!r} must hold train/<class>/*.JPEG and val/<class>/*.JPEG, but {reason}: "
+        "ImageNet (ILSVRC2012) is to be had from image-net.org"
+    )
 
 
 def class_times(folder: Path) -> dict[str, int]:

@@ -9,6 +9,14 @@ from torch import Tensor, nn
 from mlaan.errors import UserError
 
 
+def average_bytes(net: nn.Module) -> int:
+    """Bytes that a `WeightAverage` of `net` holds."""
+    return sum(
+        value.numel() * (4 if value.dtype == torch.bfloat16 and value.requires_grad else value.element_size())
+        for value in net.state_dict(keep_vars=True).values()
+    )
+
+
 class WeightAverage:
     """average <- d * average + (1 - d) * value, after every update (Polyak averaging, with a fixed rate).
 

@@ -56,6 +56,7 @@ class Subject:
         normalisation: of the images.
         channels_last: whether weights are laid out so: the backbone's are, heads' will be.
         accumulate: parts that a batch of training is cut into; a choice's batch is one of them.
+        average_bytes: of the average of the weights.
     """
 
     backbone: Backbone
@@ -71,6 +72,7 @@ class Subject:
     normalisation: Normalisation | None = None
     channels_last: bool = False
     accumulate: int = 1
+    average_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ class Bench:
                 optimizer_bytes=subject.optimizer_bytes,
                 straight=not exact,
                 accumulate=subject.accumulate,
+                average_bytes=subject.average_bytes,
             ),
         )
 

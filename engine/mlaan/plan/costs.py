@@ -69,7 +69,8 @@ class PlanCosts:
         input_bytes: of the images.
         fused: whether fused kernels run the plan.
         static: bytes that are there before and after a step: "parameters", "twins", "optimizer", "buffers"; where a
-            batch is cut into parts, "held": gradients of the parts before, and the others' images.
+            batch is cut into parts, "held": gradients of the parts before, and the others' images; "average", where
+            one of the weights is kept.
         update_bytes: for each module what its Update reads and writes.
         dtype: of activations.
         batch: images in a step.
@@ -169,6 +170,7 @@ def combine(
     optimizer_bytes: int = OPTIMIZER_BYTES,
     straight: bool = False,
     accumulate: int = 1,
+    average_bytes: int = 0,
 ) -> PlanCosts:
     """Costs of a partition's modules out of those of stem and blocks, and of every loss with its head.
 
@@ -178,6 +180,7 @@ def combine(
         device, straight: as for `measure_parts`.
         optimizer_bytes: of optimizer state per trained parameter.
         accumulate: batches of `images` whose gradients are added up before one update.
+        average_bytes: of the average of the weights.
     """
     stem, *blocks = parts
     modules = tuple(chain([*([stem] if a == 0 else []), *blocks[a:b]]) for a, b in partition.spans)
@@ -193,6 +196,8 @@ def combine(
     costs = PlanCosts(modules, tuple(heads), size, fused, static, update, dtype, images[0])
     if accumulate > 1:
         costs.static["held"] = costs.gradient_bytes + (accumulate - 1) * size
+    if average_bytes:
+        costs.static["average"] = average_bytes
     return costs
 
 

@@ -23,6 +23,7 @@ KINDS = (
     "optimizer",
     "buffers",
     "held",
+    "average",
     "images",
     "gradient",
     "saved",
@@ -44,6 +45,7 @@ class Planned:
         optimizer_bytes: of optimizer state per trained parameter.
         precision: of matrix products, as `Machine.peak` has it; None: the dtype's.
         accumulate: parts that a batch of training is cut into; `batch` is then one of them.
+        average_bytes: of the average of the weights.
     """
 
     site: Site
@@ -56,6 +58,7 @@ class Planned:
     optimizer_bytes: int = OPTIMIZER_BYTES
     precision: str | None = None
     accumulate: int = 1
+    average_bytes: int = 0
 
     @property
     def device(self) -> Device:
@@ -84,6 +87,7 @@ class Planned:
             device=self.device,
             optimizer_bytes=self.optimizer_bytes,
             accumulate=self.accumulate,
+            average_bytes=self.average_bytes,
         )
 
 
