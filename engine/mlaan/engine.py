@@ -35,6 +35,7 @@ from mlaan.optim.average import WeightAverage, average_bytes
 from mlaan.optim.optimizer import Optimizer
 from mlaan.optim.states import state_bytes
 from mlaan.plan import build_graph, head_homes, make_plan
+from mlaan.plan.groups import update_groups
 from mlaan.plan.lanes import LanePlan
 from mlaan.plan.machine import Machine
 from mlaan.plan.placing import machine_like, place
@@ -190,7 +191,7 @@ class Engine:
         self.site = Site(backbone, self.partition, block_shapes, input_shape, normalisation)
         self.supervision = cast(Method, method).supervise(self.site)
         self.supervision.check(len(modules))
-        self.heads = nn.ModuleList(_extra_heads(self.supervision.losses, backbone))
+        self.heads = nn.ModuleList(head for head in self.supervision.heads if head is not backbone.classifier)
         self.heads.to(example)
         self.kernels = choose_kernels(train.kernels, example, train.precision)
         channels_last = train.channels_last or self.kernels == "triton"
@@ -219,7 +220,7 @@ class Engine:
         self.loss_modules = tuple(loss.module for loss in self.supervision.losses)
         self.loss_predicts = tuple(loss.predicts for loss in self.supervision.losses)
         self.state_bytes = state_bytes(optim, torch.bfloat16 if masters else example.dtype)
-        groups = self._groups(modules)
+        groups = update_groups(modules, self.supervision, self._names())
         self.optimizer = Optimizer(groups, self.supervision.twins, self._names(), optim, masters)
         masters = self.optimizer.states.masters
         self.average = WeightAverage(backbone.net, train.average, masters) if train.average else None
@@ -408,26 +409,6 @@ class Engine:
         self.backbone.net.train()
         nn.ModuleList([self.heads, *borrowed(self.heads)]).train()
 
-    def _groups(self, modules: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
-        """For each module the weights of its Update: its own, and the trained ones of the heads that end there.
-
-        Raises:
-            UserError: a weight is in two of them; one would move it before the other's gradient is there.
-        """
-        home = head_homes(self.supervision)
-        names = self._names()
-        group_of: dict[nn.Parameter, int] = {}
-        for i, module in enumerate(modules):
-            heads = [loss.head for loss in self.supervision.losses if home[id(loss.head)] == i]
-            trained = (p for head in heads for p in head.parameters() if p.requires_grad)
-            for weight in (*module.parameters(), *trained):
-                if group_of.setdefault(weight, i) != i:
-                    raise UserError(
-                        f"weight {names[weight]} is shared by modules {group_of[weight]} and {i}: choose cuts that "
-                        "keep it in one module, or give each module a weight of its own"
-                    )
-        return [[weight for weight, group in group_of.items() if group == i] for i in range(len(modules))]
-
     def _names(self) -> dict[nn.Parameter, str]:
         parts = (("backbone", self.backbone.net), ("heads", self.heads))
         return {p: f"{part}.{name}" for part, module in parts for name, p in module.named_parameters()}
@@ -437,9 +418,3 @@ class Engine:
             return {}
         moves = dict.fromkeys(module.children(), self.supervision.statistics[index])
         return moves | {self.backbone.stem: self.supervision.stem_statistics} if index == 0 else moves
-
-
-def _extra_heads(losses: Iterable[Any], backbone: Backbone) -> list[nn.Module]:
-    """Every head once, less the backbone's own classifier."""
-    heads = {id(loss.head): loss.head for loss in losses if loss.head is not backbone.classifier}
-    return list(heads.values())

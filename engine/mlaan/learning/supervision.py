@@ -93,6 +93,11 @@ class Supervision:
     statistics: tuple[int, ...] = ()
     stem_statistics: int = 1
 
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The losses' heads, each once, in their order; one may be the backbone's own classifier."""
+        return list({id(loss.head): loss.head for loss in self.losses}.values())
+
     def check(self, modules: int) -> None:
         """Hold the supervision against a partition into `modules` modules.
 

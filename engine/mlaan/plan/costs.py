@@ -218,7 +218,7 @@ def _static(
     }
     known: set[int] = set()
     twins = [0] * len(modules)
-    for head in {id(loss.head): loss.head for loss in supervision.losses}.values():
+    for head in supervision.heads:
         for p in head.parameters():
             if id(p) in known:
                 continue
