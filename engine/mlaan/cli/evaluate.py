@@ -2,14 +2,14 @@
 
 import argparse
 import math
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from mlaan import checkpoint
 from mlaan.build import build
+from mlaan.checkpoint import Checkpoint
 from mlaan.cli.arguments import Overrides
-from mlaan.cli.settings import load_config
+from mlaan.cli.settings import load_kept
 from mlaan.config import Config
 from mlaan.errors import UserError
 from mlaan.observe.words import percent
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     given = Path(arguments.path)
     path = RunFolder.open(given).last if given.is_dir() else given
     saved = checkpoint.load(path)
-    engine, _, test_batches, *_ = build(settings_of(saved.config, overrides, _CHANGEABLE))
+    engine, _, test_batches, *_ = build(settings_of(saved, path, overrides, _CHANGEABLE))
     # loss scales belong to the precision of the training, which a test need not share
     scales = {} if engine.loss_scale is None else engine.loss_scale.state_dict()
     try:
@@ -40,17 +40,15 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     return 0
 
 
-def settings_of(text: str, overrides: Overrides, changeable: tuple[str, ...] = ("data.", "train.device")) -> Config:
-    """A checkpoint's settings, with others of the `changeable` ones; UserError for any other override."""
+def settings_of(
+    saved: Checkpoint, path: Path, overrides: Overrides, changeable: tuple[str, ...] = ("data.", "train.device")
+) -> Config:
+    """The settings of a checkpoint in `path`, with other `changeable` ones; UserError for any other override."""
     for key, value in overrides:
         if not key.startswith(changeable):
             *names, last = (f"{name}*" if name.endswith(".") else name for name in changeable)
             raise UserError(f"--{key} {value} cannot change a trained network: only {', '.join(names)} and {last} can")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.toml"
-        file.write_text(text, encoding="utf-8")
-        config = load_config(file, overrides)
-    return without_weights(config)
+    return without_weights(load_kept(saved.config, path, overrides))
 
 
 def without_weights(config: Config) -> Config:

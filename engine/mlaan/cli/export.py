@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     given = Path(arguments.path)
     path = RunFolder.open(given).last if given.is_dir() else given
     saved = checkpoint.load(path)
-    config = settings_of(saved.config, overrides)
+    config = settings_of(saved, path, overrides)
     facts = data.facts(config.data)
     channels, *size = facts.image_shape
     backbone = models.build(config.model.name, facts.classes, channels, size)

@@ -1,12 +1,11 @@
 """`mlaan replay`: the step of a run that left something not finite, run again."""
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from mlaan.cli.arguments import Overrides
 from mlaan.cli.evaluate import without_weights
-from mlaan.cli.settings import load_config
+from mlaan.cli.settings import load_kept
 from mlaan.config import Config
 from mlaan.errors import UserError
 from mlaan.observe.incident import Incident
@@ -22,7 +21,7 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
         which = f"name one of {', '.join(map(str, kept))}" if kept else "no step of it has been kept"
         raise UserError(f"{path} is a folder, and a single step is replayed: {which}")
     incident = Incident.load(path)
-    config, changes = plain(_settings(incident.config, overrides))
+    config, changes = plain(_settings(incident.config, path, overrides))
     print(f"step {incident.step} of epoch {incident.epoch}, in the run: {incident.found}")
     if changes:
         print(f"runs with {', '.join(changes)}")
@@ -39,11 +38,8 @@ def _row(look: Look) -> tuple[str, ...]:
     return look.task, f"{look.largest:.4g}", f"{look.bad:,}", f"{look.count:,}"
 
 
-def _settings(text: str, overrides: Overrides) -> Config:
+def _settings(text: str, path: Path, overrides: Overrides) -> Config:
     for key, value in overrides:
         if key != "train.device":
             raise UserError(f"--{key} {value} cannot change a step that was taken: only train.device can")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.toml"
-        file.write_text(text, encoding="utf-8")
-        return without_weights(load_config(file, overrides))
+    return without_weights(load_kept(text, path, overrides))

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from mlaan.build import Parts, build, choose_device
 from mlaan.checkpoint import CHANGEABLE, Checkpoint
 from mlaan.cli.arguments import Overrides
 from mlaan.cli.evaluate import without_weights
-from mlaan.cli.settings import load_config
+from mlaan.cli.settings import load_config, load_kept
 from mlaan.config import Config, dumps
 from mlaan.engine import Engine
 from mlaan.errors import StepMemoryError, UserError
@@ -59,6 +60,8 @@ def _go_on(folder: RunFolder, overrides: Overrides, stop: StopRequest) -> int:
     with folder.locked() as note:
         config = load_config(folder.config, _changeable(overrides, folder))
         saved, path, skipped = checkpoint.load_first(folder.newest())
+        # what an older version wrote lacks settings that came later: they had their defaults then
+        saved = replace(saved, config=dumps(load_kept(saved.config, path, [])))
         checkpoint.require_same_run(saved, dumps(config), path)
         notes = [f"{line}: going on from {path}" for line in skipped]
         parts, fit = _build(without_weights(config), folder)

@@ -1,7 +1,7 @@
 """Settings: frozen dataclasses, read from TOML files and the command line, written back as TOML."""
 
 from mlaan.config.choice import Choice, setting
-from mlaan.config.loading import load
+from mlaan.config.loading import load, loads
 from mlaan.config.optim import AdamWConfig, LAMBConfig, LARSConfig, OptimConfig, SGDConfig
 from mlaan.config.schema import (
     Config,
@@ -37,6 +37,7 @@ __all__ = [
     "dumps",
     "gib",
     "load",
+    "loads",
     "make",
     "setting",
 ]

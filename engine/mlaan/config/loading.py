@@ -1,6 +1,7 @@
 """From TOML files and command-line overrides to one frozen dataclass tree."""
 
 import difflib
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -25,10 +26,23 @@ def load(config: type[C], file: Path | None = None, overrides: Sequence[tuple[st
     the member before it does not carry over. Raises UserError, one line that names the key, its value and the
     fix, for anything a person got wrong; what the dataclasses raise for their own rules passes through.
     """
+    return _combine(config, read_chain(Path(file)) if file is not None else [], overrides)
+
+
+def loads(config: type[C], text: str, where: Path, overrides: Sequence[tuple[str, str]] = ()) -> C:
+    """As `load` of a file with this text, which has no base; messages say that it is in `where`."""
+    try:
+        tables = tomllib.loads(text)
+    except ValueError as error:
+        raise UserError(f"the settings in {where} are no valid TOML: {error}") from None
+    return _combine(config, [(where, tables)], overrides)
+
+
+def _combine(config: type[C], layers: Sequence[tuple[Path, dict[str, Any]]], overrides: Sequence[tuple[str, str]]) -> C:
     if BASE in fields_of(config):
         raise TypeError(f"{config.__name__} must not have a field called {BASE}: files use that key to inherit")
     root = _Section("", config, None, None)
-    for path, tables in read_chain(Path(file)) if file is not None else []:
+    for path, tables in layers:
         root.apply(tables, _Source(f" in {path}", f" ({path})", from_toml, False))
     command_line = _Source(" on the command line", "", from_text, True)
     for key, text in sorted(dict(overrides).items(), key=_names_first):
