@@ -13,6 +13,7 @@ modules, for the share of the time that its steps waited.
 import argparse
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
@@ -180,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--commit", help="recorded where the sources are a copy without their repository")
     options = parser.parse_args(arguments)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does; for all contenders
     torch.set_num_threads(1 if options.device.type == "cpu" else torch.get_num_threads())
     with tempfile.TemporaryDirectory(prefix="mlaan-bench-data-") as scratch:
         root = options.root or Path(scratch) / "photographs"

@@ -16,6 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 where a replayed step is finite after all, 2 for anything a person can mend (one line on stderr), 130 and
     143 after SIGINT and SIGTERM.
     """
+    # PyTorch then asks Linux for huge pages: new memory on the CPU, such as each batch's, comes several times faster.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
