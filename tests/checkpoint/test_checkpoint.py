@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlaan import checkpoint
+from mlaan import checkpoint, signed
 from mlaan.checkpoint import Checkpoint
 from mlaan.errors import UserError
 
@@ -150,6 +150,20 @@ def test_one_flipped_bit(saved, where):
     assert "damaged" in refusal(saved)
 
 
+@pytest.mark.parametrize("before_the_end", [200, 1_000_000, 2_000_000])
+def test_a_flipped_bit_anywhere_in_a_file_of_several_pieces(tmp_path, before_the_end):
+    path = tmp_path / "last.pt"
+    signed.write({"format": checkpoint.FORMAT, "weights": torch.zeros(600_000)}, path)
+    assert path.stat().st_size > 2 * signed._CHUNK
+    assert signed.read(path)["weights"].shape == (600_000,)
+    with path.open("r+b") as file:
+        file.seek(-before_the_end, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    assert "damaged" in refusal(path)
+
+
 def test_a_flipped_bit_in_the_checksum(saved):
     content = bytearray(saved.read_bytes())
     content[-5] ^= 1
@@ -226,6 +240,12 @@ def test_another_run_is_told_by_the_first_setting_that_differs(change, key):
         checkpoint.require_same_run(example(config=here.replace(*change)), here, Path("last.pt"))
     assert "resnet20" in str(caught.value)
     assert change[1] in str(caught.value)
+
+
+def test_a_setting_that_only_the_checkpoint_has_tells_another_run():
+    here = '[model]\nname = "resnet20"\n[optim]\nrate = 0.1\n'
+    with pytest.raises(UserError, match=r"optim\.trust is 0\.01 there"):
+        checkpoint.require_same_run(example(config=f"{here}trust = 0.01\n"), here, Path("last.pt"))
 
 
 def in_a_process(work: Callable[[], object]) -> int:
