@@ -1,11 +1,13 @@
-"""metrics.jsonl and TensorBoard."""
+"""metrics.jsonl: what is in it at which moment."""
 
+import errno
 import json
+import os
 
 import pytest
 
 from mlaan.errors import UserError
-from mlaan.observe.metrics import MetricsLog, TensorBoardLog, read_epochs
+from mlaan.observe.metrics import MetricsLog, read_epochs
 
 
 def write(log: MetricsLog, *records: dict) -> None:
@@ -42,6 +44,41 @@ def test_lines_after_the_checkpoint_are_cut_off(tmp_path):
     assert [line["epoch"] for line in read_epochs(path)] == [1, 3]
 
 
+class Pieces:
+    """A file on a disk that takes a line in pieces of at most ten bytes, and only `room` bytes in all."""
+
+    def __init__(self, file, room: int) -> None:
+        self._file, self.room = file, room
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done = self._file.write(data[: min(10, self.room)])
+        self.room -= done
+        return done
+
+    def __getattr__(self, name: str):
+        return getattr(self._file, name)
+
+
+def test_a_line_that_found_half_its_room_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    size = len(log.encode(record("epoch", 1)))
+    disk = Pieces(log._file, size + size // 2)
+    monkeypatch.setattr(log, "_file", disk)
+    write(log, record("epoch", 1))
+    with pytest.raises(OSError, match="No space left"):
+        write(log, record("epoch", 2))
+    assert log.length == path.stat().st_size == size
+    assert read_epochs(path) == [record("epoch", 1)]
+    disk.room = 10 * size
+    write(log, record("epoch", 2), record("epoch", 3))
+    assert read_epochs(path) == [record("epoch", number) for number in (1, 2, 3)]
+    assert log.length == path.stat().st_size
+    log.close()
+
+
 def test_missing_lines_are_counted(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("{}\n")
@@ -67,16 +104,3 @@ def test_a_line_cut_short_is_left_out_a_broken_one_is_told(tmp_path):
         read_epochs(path)
     with pytest.raises(UserError, match="cannot read"):
         read_epochs(tmp_path / "none")
-
-
-def test_tensorboard_holds_the_same_numbers(tmp_path):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log = TensorBoardLog(tmp_path, 0)
-    log.write(record("epoch", 1))
-    log.write(record("epoch", 2))
-    log.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("losses/0.classifier")] == [(10, 1.0), (20, 0.5)]
-    assert {"test_top1", "learning_rate", "top1/0.classifier"} <= set(events.Tags()["scalars"])

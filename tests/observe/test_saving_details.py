@@ -1,5 +1,6 @@
 """What is in a checkpoint, when it is tried again, and which one is the best."""
 
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from mlaan import checkpoint, signed
 from mlaan.engine import Engine, Evaluation
 from mlaan.errors import UserError
 from mlaan.observe import recorder
-from mlaan.observe.metrics import read_epochs
+from mlaan.observe.metrics import MetricsLog, read_epochs
 from mlaan.observe.state import TrainState
 from trainer.test_trainer import stop_at
 from trainer.tiny import STEPS, one_thread, resume, start, write_at_once
@@ -107,6 +108,30 @@ def test_the_sums_in_a_checkpoint_are_of_its_step_though_steps_go_on_while_it_is
         assert torch.equal(correct, wanted[1])
         assert samples == wanted[2]
     assert inside
+
+
+def test_the_lines_of_a_checkpoints_steps_are_on_the_disk_before_it(tmp_path, monkeypatch):
+    """A process that is killed later goes on from there without a gap in them."""
+    real_append, real_write, steps = MetricsLog.append, signed.write, []
+
+    def slow(self, line):
+        time.sleep(0.05)
+        real_append(self, line)
+
+    def write(content, path, links=()):
+        there, length = (tmp_path / "run" / "metrics.jsonl").read_bytes(), content["metrics_bytes"]
+        assert len(there) >= length, "the checkpoint is there before its lines"
+        lines = [json.loads(line) for line in there[:length].splitlines()]
+        steps.append(content["progress"]["step"])
+        assert [line["step"] for line in lines if line["type"] == "step"] == [*range(1, steps[-1] + 1)]
+        real_write(content, path, links)
+
+    monkeypatch.setattr(recorder, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(MetricsLog, "append", slow)
+    monkeypatch.setattr(signed, "write", write)
+    write_at_once(monkeypatch)
+    assert start(tmp_path / "run", train__epochs="1", **EVERY_STEP) == 0
+    assert steps == [*range(STEPS + 1), STEPS]
 
 
 def test_a_failed_checkpoint_is_tried_again_each_minute_however_rare_checkpoints_are(tmp_path, monkeypatch):

@@ -7,8 +7,9 @@ import torch
 
 from mlaan import checkpoint
 from mlaan.build import build
-from mlaan.engine import Engine
+from mlaan.engine import Engine, StepResult
 from mlaan.observe import recorder
+from mlaan.observe.state import TrainState
 from mlaan.optim.schedule import learning_rate
 from trainer.tiny import config, one_thread, start, write_at_once
 
@@ -108,3 +109,17 @@ def test_each_epoch_may_take_steps_back_anew_and_each_step_is_logged_once(tmp_pa
     epochs = ((("step", n + 1), ("step", n + 2), ("step", n + 3), ("epoch", n + 3)) for n in (0, 3, 6))
     assert [(line["type"], line["step"]) for line in lines] == [line for epoch in epochs for line in epoch]
     assert [line["epoch"] for line in lines] == [1] * 4 + [2] * 4 + [3] * 4
+
+
+def test_a_checkpoint_holds_how_often_steps_of_its_epoch_were_taken_back_and_all_other_counters():
+    """Else a resumed run would take back three more, and write over the steps that are kept."""
+    state, again = (TrainState(2, torch.device("cpu")) for _ in range(2))
+    state.stepped(StepResult(torch.tensor([1.0, 2.0]), torch.tensor([3, 4]), 8))
+    for place, name in enumerate(("epoch", "batch", "step", "rollbacks", "seconds", "best_top1", "best_epoch"), 2):
+        setattr(state, name, type(getattr(state, name))(place))
+    state.trained = True
+    again.load_state_dict(state.state_dict())
+    mine, its = ({name: value for name, value in vars(one).items() if name != "meter"} for one in (again, state))
+    assert mine == its
+    assert again.meter.read() == state.meter.read()
+    assert again.meter.samples == 8

@@ -1,11 +1,13 @@
 """A nan in one module: the step that made it is found and kept, and the run stops or goes on without it."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from mlaan import checkpoint
+from mlaan import checkpoint, signed
 from mlaan.build import build
 from mlaan.cli import main
 from mlaan.engine import Engine
@@ -69,6 +71,37 @@ def test_a_run_whose_every_step_is_bad_stops_in_spite_of_rollback(tmp_path, caps
     assert start(tmp_path / "run", model__name=name, run__on_nan="rollback") == 2
     assert "it is the 4th of this epoch" in capsys.readouterr().err
     assert progress(tmp_path / "run")["step"] == 0
+    kept = sorted(path.name for path in (tmp_path / "run" / "incidents").iterdir())
+    assert kept == ["epoch-1-step-1-1.pt", "epoch-1-step-1-2.pt", "epoch-1-step-1-3.pt", "epoch-1-step-1.pt"]
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_full_disk_that_cannot_keep_the_step_does_not_end_a_run_that_rolls_back(tmp_path, monkeypatch, capsys, what):
+    name, bad = write_net(tmp_path, config())
+    real_save, real_mkdir = torch.save, Path.mkdir
+
+    def full(is_full: bool) -> None:
+        if is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def save(content, file):
+        full(content.get("kind") == "incident")
+        real_save(content, file)
+
+    def mkdir(self, *arguments, **options):
+        full(self.name == "incidents")
+        real_mkdir(self, *arguments, **options)
+
+    if what == "file":
+        monkeypatch.setattr(signed.torch, "save", save)
+    else:
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert start(tmp_path / "run", model__name=name, run__on_nan="rollback", train__epochs="1") == 0
+    said = capsys.readouterr().out
+    assert f"after step {bad[0] + 1}, in epoch 1: the step could not be kept (" in said
+    assert "No space left on device" in said
+    assert progress(tmp_path / "run")["step"] == STEPS - 1
+    assert not list((tmp_path / "run").glob("incidents/*"))
 
 
 def test_a_nan_that_does_not_come_again_is_not_blamed_on_a_step(tmp_path, monkeypatch, capsys):

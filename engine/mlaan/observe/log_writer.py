@@ -34,6 +34,8 @@ class LogWriter:
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._fails = self._closing = self._is_writing = False
+        self._back_to: int | None = None
+        """A step: TensorBoard is still to hide the later ones."""
         self._written = self.length = metrics.length
         """Length in bytes of metrics.jsonl once all that was handed over is in it."""
         self.dropped = 0
@@ -57,8 +59,8 @@ class LogWriter:
             self._changed.wait_for(lambda: self._written >= length or self._fails)
         self._metrics.sync()
 
-    def go_back(self, length: int) -> None:
-        """Forgets every line behind that length."""
+    def go_back(self, length: int, step: int) -> None:
+        """Forgets every line behind that length; TensorBoard's events of steps after `step` go before its next line."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_writing)
             while self._waiting and self._waiting[-1].end > length:
@@ -66,6 +68,7 @@ class LogWriter:
             self._written = min(length, self._written)
             self._metrics.cut(self._written)
             self.length = self._waiting[-1].end if self._waiting else self._written
+            self._back_to = step if self._back_to is None else min(step, self._back_to)
 
     def close(self) -> None:
         """Writes what waits, with one more try if that fails, and says what is lost."""
@@ -77,20 +80,16 @@ class LogWriter:
         if lost:
             self._say(f"{self._metrics.path} lacks {lost} lines that could not be written")
         self._metrics.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        self._show(TensorBoardLog.close)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
-                    return
-                first = self._waiting[0]
-                self._is_writing = True
-            failure = ""
+        while (due := self._next()) is not None:
+            if isinstance(due, int):
+                self._show(TensorBoardLog.go_back, due)
+                continue
+            is_last_try, failure = self._closing, ""
             try:
-                self._metrics.append(first.line)
+                self._metrics.append(due.line)
             except OSError as error:
                 failure = error.strerror or str(error)
             with self._changed:
@@ -98,25 +97,36 @@ class LogWriter:
                 was_failing, self._fails = self._fails, bool(failure)
                 if not failure:
                     self._waiting.popleft()
-                    self._written = first.end
+                    self._written = due.end
                 self._changed.notify_all()
-                if failure and self._closing:
+                if failure and is_last_try:
                     return
                 if failure and was_failing:
-                    self._changed.wait(_RETRY_SECONDS)
+                    self._changed.wait_for(lambda: self._closing, _RETRY_SECONDS)
                     continue
             if failure:
                 self._say(f"{self._metrics.path} cannot be written ({failure}): its lines wait")
                 continue
             if was_failing:
                 self._say(f"{self._metrics.path} is written again")
-            self._show(first.record)
+            self._show(TensorBoardLog.write, due.record)
 
-    def _show(self, record: dict[str, Any]) -> None:
+    def _next(self) -> _Waiting | int | None:
+        """The line to write next, or the step that TensorBoard goes back to first; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            step, self._back_to = self._back_to, None
+            if step is not None or not self._waiting:
+                return step
+            self._is_writing = True
+            return self._waiting[0]
+
+    def _show(self, how: Callable[..., None], *what: Any) -> None:
+        """Calls a method of TensorBoard's log, if that is still kept."""
         if self._tensorboard is None:
             return
         try:
-            self._tensorboard.write(record)
+            how(self._tensorboard, *what)
         except Exception as error:  # its own writer thread hands on whatever it met
             self._tensorboard = None
-            self._say(f"the TensorBoard logs end here ({' '.join(str(error).split())}); metrics.jsonl goes on")
+            self._say(f"the TensorBoard logs end here ({' '.join(str(error).split())}); metrics.jsonl has the rest")

@@ -96,13 +96,13 @@ class TensorBoardLog:
 
     Args:
         folder: where the event files go.
-        step: the step a resumed run goes on from: TensorBoard hides earlier events of later steps.
+        step: the step that the run goes on from: TensorBoard hides what an earlier process wrote of later ones.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     @staticmethod
     def is_available() -> bool:
@@ -116,6 +116,16 @@ class TensorBoardLog:
         for name in _SCALARS:
             if name in record:
                 self._writer.add_scalar(name, record[name], step)
+
+    def go_back(self, step: int) -> None:
+        """Hides what was written of later steps.
+
+        It is what `purge_step` does, but inside the same file: of two files of one second either may be read first.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
+
+        assert self._writer.file_writer is not None
+        self._writer.file_writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def close(self) -> None:
         self._writer.close()

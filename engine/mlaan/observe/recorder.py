@@ -195,7 +195,7 @@ class Recorder:
 
     def go_back(self, metrics_bytes: int) -> None:
         """After state, engine and loader went back to a checkpoint: forgets what was logged behind it."""
-        self._logs.go_back(metrics_bytes)
+        self._logs.go_back(metrics_bytes, self._state.step)
         self._seconds_before, self._steps_before = self._seconds(), self._state.step
         self._epoch_mark = self._mark = self._here()
         self._start = self._mark.seconds
