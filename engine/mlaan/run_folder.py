@@ -8,7 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -135,7 +135,7 @@ class RunFolder:
         Raises:
             UserError: another process does; the message tells which.
         """
-        with (self.path / ".lock").open("a+", encoding="utf-8") as file:
+        with (self.path / ".lock").open("a+b", buffering=0) as file:
             note = ""
             try:
                 # not flock, which worker processes would inherit, and hold on to after a kill
@@ -143,12 +143,12 @@ class RunFolder:
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     file.seek(0)
-                    who = file.read().strip() or "another process"
+                    who = file.read().decode(errors="replace").strip() or "another process"
                     raise UserError(f"{who} is training in {self.path}: wait for its end, or stop it") from None
                 note = f"{self.path} is on a file system without locks: take care that only one process trains there"
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            with suppress(OSError):  # on a full disk a second process is refused all the same
+                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
             try:
                 yield note
             finally:
@@ -190,14 +190,10 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """Writes config.toml, in one step; without run.folder, so that a run from it gets a folder of its own."""
         config = replace(config, run=replace(config.run, folder=""))
-        try:
-            with replacing(self.config) as file:
-                file.write(dumps(config).encode())
-        except OSError as error:
-            raise UserError(f"cannot write {self.config}: {error.strerror}: make room there") from None
+        self._write(self.config, dumps(config))
 
     def write_environment(self, environment: dict[str, Any]) -> None:
-        self.environment.write_text(json.dumps(environment, indent=2) + "\n")
+        self._write(self.environment, json.dumps(environment, indent=2) + "\n")
 
     def read_environment(self) -> dict[str, Any]:
         """What `write_environment` wrote; empty where the file is gone."""
@@ -205,6 +201,14 @@ class RunFolder:
             return json.loads(self.environment.read_text())
         except (OSError, ValueError):
             return {}
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        try:
+            with replacing(path) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}: make room there") from None
 
     def _make(self, *, exist_ok: bool) -> None:
         try:

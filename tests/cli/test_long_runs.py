@@ -303,3 +303,19 @@ def test_a_run_says_how_much_of_its_time_it_waited_for_data(tmp_path, capsys, mo
     [epoch] = read_epochs(tmp_path / "run" / "metrics.jsonl")
     assert 0.05 < epoch["data_wait"] < 1
     assert epoch["left_out"] == 0
+
+
+def test_on_a_full_disk_no_run_begins_or_goes_on_and_one_line_says_why(tmp_path, whole):
+    """No byte at all can be written."""
+    limit = "import resource\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))\n"
+    new = in_a_process(tmp_path / "new", limit, run__tensorboard="true")
+    assert (new.returncode, new.stderr.count("\n")) == (2, 1), new.stderr
+    assert new.stderr.endswith("env.json: File too large: make room there\n")
+    shutil.copytree(whole, tmp_path / "run")
+    words = ["train", "--resume", str(tmp_path / "run"), "--train.epochs", "4", "--run.tensorboard", "true"]
+    again = in_a_process(tmp_path / "run", f"{limit}from mlaan.cli import main\nsys.exit(main({words!r}))")
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1), again.stderr
+    assert again.stderr.endswith("config.toml: File too large: make room there\n")
+    assert same(final_state(tmp_path / "run"), final_state(whole))
+    assert resume(tmp_path / "run", "--train.epochs", "4") == 0

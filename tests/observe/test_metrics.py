@@ -79,13 +79,16 @@ def test_a_line_that_found_half_its_room_leaves_nothing_behind(tmp_path, monkeyp
     log.close()
 
 
-def test_missing_lines_are_counted(tmp_path):
+@pytest.mark.parametrize("torn", ["", '{"type": "ep'])
+def test_missing_lines_are_counted_and_no_line_follows_half_of_one(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("{}\n")
+    path.write_text(f"{{}}\n{torn}")
     log = MetricsLog(path, keep=100)
     assert log.lost == 97
+    write(log, record("epoch", 2))
     log.close()
-    assert path.read_text() == "{}\n"
+    first, second = path.read_text().splitlines()
+    assert (first, json.loads(second)["epoch"]) == ("{}", 2)
 
 
 def test_nan_is_no_json(tmp_path):

@@ -12,9 +12,12 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlaan.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class MetricsLog:
@@ -28,10 +31,11 @@ class MetricsLog:
     def __init__(self, path: Path, keep: int = 0) -> None:
         self.path = path
         self._file = path.open("ab", buffering=0)
-        self.length = self._file.seek(0, os.SEEK_END)
-        self.lost = max(0, keep - self.length)
+        there = self._file.seek(0, os.SEEK_END)
+        whole = keep if keep <= there else path.read_bytes().rfind(b"\n") + 1  # no line behind half of one
+        self.lost = keep - whole
         """Bytes of earlier lines that are missing."""
-        self.cut(min(keep, self.length))
+        self.cut(whole)
 
     @staticmethod
     def encode(record: dict[str, Any]) -> bytes:
@@ -92,7 +96,7 @@ _SCALARS = (
 
 
 class TensorBoardLog:
-    """Writes the lines of a `MetricsLog` as TensorBoard scalars; needs the package tensorboard.
+    """Writes the lines of a `MetricsLog` as TensorBoard scalars, from the first one on; needs the package tensorboard.
 
     Args:
         folder: where the event files go.
@@ -100,15 +104,18 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        self._folder, self._step = folder, step
+        self._writer: SummaryWriter | None = None
 
     @staticmethod
     def is_available() -> bool:
         return importlib.util.find_spec("tensorboard") is not None
 
     def write(self, record: dict[str, Any]) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._step + 1)
         step = record["step"]
         for group in ("losses", "top1", "loss_scales"):
             for name, value in record.get(group, {}).items():
@@ -124,8 +131,12 @@ class TensorBoardLog:
         """
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
 
+        if self._writer is None:
+            self._step = min(step, self._step)
+            return
         assert self._writer.file_writer is not None
         self._writer.file_writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

@@ -188,10 +188,9 @@ class Recorder:
         self.save(is_best=self._state.best_epoch == self._state.epoch and not self._state.batch)
         if error := self._saver.wait():
             step = self._saver.saved_step
-            raise UserError(
-                f"{error}, then go on with --resume"
-                + (f" from the newest checkpoint, of step {step}" if step >= 0 else "")
-            )
+            again = "go on with --resume" if self._folder.holds_run() else "begin again"
+            newest = f" from the newest checkpoint, of step {step}" if step >= 0 else ""
+            raise UserError(f"{error}, then {again}{newest}")
 
     def go_back(self, metrics_bytes: int) -> None:
         """After state, engine and loader went back to a checkpoint: forgets what was logged behind it."""
