@@ -18,9 +18,10 @@ def starts(padded, corner, pad):
 
 
 def assert_windows(dataset, train, *, pad, edge, flip):
-    """Each image of the first batch is one window of its padded original, mirrored or not; every shift occurs.
+    """Each image of the first batch is one window of its padded original, mirrored or not.
 
-    Originals are told by their labels and pixels: no two of them share a window.
+    The widest shifts occur, in a large batch all of them. Originals are told by their labels and pixels: no two of them
+    share a window.
     """
     batch = next(iter(train))
     height, width = dataset.image_shape[1:]
@@ -39,6 +40,7 @@ def assert_windows(dataset, train, *, pad, edge, flip):
         tops.add(top)
         lefts.add(left)
         mirrored += turned
+    assert {0, 2 * pad} <= tops & lefts
     if len(batch.labels) >= 100:
         assert tops == lefts == set(range(2 * pad + 1))
     share = mirrored / len(batch.labels)

@@ -55,8 +55,13 @@ def both(files, plan=PLAN, workers=1, **changes):
 
 
 def assert_alike(batches, others, most=1):
-    """The same labels; images up to `most` of 255 levels, at the edges, beyond which DALI repeats them, a few more."""
-    for batch, other in zip(batches, others, strict=True):
+    """The same labels; images up to `most` of 255 levels, at the edges, beyond which DALI repeats them, a few more.
+
+    There is one batch at least.
+    """
+    pairs = list(zip(batches, others, strict=True))
+    assert pairs
+    for batch, other in pairs:
         assert torch.equal(batch.labels.cpu(), other.labels.cpu())
         assert batch.images.shape == other.images.shape
         levels = (batch.images.cpu() - other.images.cpu()).abs() * torch.tensor(STD)[:, None, None] * 255

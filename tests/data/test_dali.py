@@ -130,17 +130,15 @@ def test_a_state_of_other_files_is_refused(files):
 
 def test_images_grow_with_the_epochs_also_after_a_resume(files):
     plan = ViewPlan(48, 52, start_size=16, grow_epochs=4)
-    mine, theirs = both(files, plan)
-    sizes = []
-    for epoch in range(6):
-        if epoch == 2:
-            state = mine.state_dict()
-            mine = make(DaliLoader, files, plan)
-            mine.load_state_dict(state)
-        batches = list(mine)
-        assert_alike(batches, theirs)
-        sizes.append({tuple(batch.images.shape[2:]) for batch in batches})
-    assert sizes == [{(size, size)} for size in (16, 24, 32, 40, 48, 48)]
+    mine, theirs = (take(loader, 30) for loader in both(files, plan))
+    assert_alike(mine, theirs)
+    sizes = [tuple(batch.images.shape[2:]) for batch in mine]
+    assert sizes == [(size, size) for size in (16, 24, 32, 40, 48, 48) for _ in range(5)]
+    for done in (10, 12):  # between two epochs, and within one whose size is new
+        stopped, resumed = make(DaliLoader, files, plan), make(DaliLoader, files, plan)
+        take(stopped, done)
+        resumed.load_state_dict(stopped.state_dict())
+        assert same(take(resumed, 5), mine[done : done + 5]), done
     assert {tuple(batch.images.shape[2:]) for batch in make(DaliLoader, files, plan, training=False)} == {(48, 48)}
 
 
@@ -156,9 +154,12 @@ def test_a_loop_that_is_left_ends_dalis_threads(files):
     take(loader, 6)  # what stays in a process starts
     before = threads()
     for _ in range(5):
+        loader.position = 0
         for _ in loader:
             assert threads() >= before + 3
             break
+        else:
+            pytest.fail("no batch")
         assert threads() == before
     loop = iter(loader)
     next(loop)

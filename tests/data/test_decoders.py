@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from threading import Thread
 
 import pytest
 
@@ -113,32 +114,49 @@ def test_a_worker_leaves_ctrl_c_to_the_process_that_asked(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_whoever_leaves_waits_only_for_what_is_being_done(tmp_path):
-    done = os.open(tmp_path / "done", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+def test_whoever_leaves_waits_only_for_what_is_being_done(tmp_path, monkeypatch):
+    done, leaving, given = tmp_path / "done", tmp_path / "leaving", []
 
-    def slow():
-        time.sleep(0.01)
-        os.write(done, b".")
+    class Remembering(ProcessPoolExecutor):
+        def submit(self, *arguments, **keywords):
+            given.append(super().submit(*arguments, **keywords))
+            return given[-1]
 
-    FAULTS.update(dict.fromkeys(range(32, 640), slow))
+    def late():
+        while not leaving.exists():
+            time.sleep(0.01)
+        with done.open("ab") as file:
+            file.write(b".")
+
+    def release():
+        """Once the last that was handed over is called off, or some seconds later."""
+        deadline = time.monotonic() + 5
+        while not given[-1].cancelled() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        leaving.touch()
+
+    monkeypatch.setattr(decoders, "ProcessPoolExecutor", Remembering)
+    FAULTS.update(dict.fromkeys(range(32, 640), late))
     results = in_order(numbered, -1, map(str, range(640)), 4)
     assert list(islice(results, 5)) == [0, 1, 2, 3, 4]
+    assert len(given) == 16
+    Thread(target=release).start()
     results.close()
-    os.close(done)
     assert not multiprocessing.active_children()
-    assert (tmp_path / "done").stat().st_size < 448, "of the 512 that were handed over"
+    assert 4 * 32 <= done.stat().st_size <= 9 * 32, "those at work and what a pool hands them beforehand, of 15"
 
 
 def test_no_worker_outlives_a_process_that_is_killed():
-    FAULTS.update({number: lambda: time.sleep(0.02) for number in range(COUNT)})
     reader, writer = os.pipe()  # it is at its end once no process is left that has its other one
+    FAULTS.update(dict.fromkeys(range(0, COUNT, 32), lambda: os.write(writer, b".") and time.sleep(30)))
     parent = multiprocessing.get_context("fork").Process(target=lambda: worked(3))
     parent.start()
     os.close(writer)
-    time.sleep(0.5)
+    assert [os.read(reader, 1) for _ in range(3)] == [b"."] * 3, "each is at work"
     parent.kill()
     parent.join()
     assert parent.exitcode == -signal.SIGKILL
-    ended, _, _ = select.select([reader], [], [], 10)
-    os.close(reader)
+    ended, _, _ = select.select([reader], [], [], 20)
     assert ended
+    assert os.read(reader, 1) == b""
+    os.close(reader)

@@ -75,6 +75,8 @@ def test_shift_moves_by_one_pixel_and_never_mirrors(dataset):
     change = Digits(augment="shift").augmentation()
     images = dataset.train_images[:200]
     shifted = change(images, torch.Generator().manual_seed(0))
+    assert shifted.shape == images.shape
+    assert not torch.equal(shifted, images)
     wide = torch.nn.functional.pad(images, (1, 1, 1, 1))
     windows = torch.stack([wide[:, :, y : y + 8, x : x + 8] for y in range(3) for x in range(3)])
     assert bool((windows == shifted).flatten(2).all(2).any(0).all())

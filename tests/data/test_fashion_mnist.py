@@ -39,7 +39,7 @@ def test_a_subset_is_fixed_and_contained_in_larger_ones(tmp_path):
     assert torch.equal(small.train_images, again.train_images)
     assert torch.equal(small.train_images, large.train_images[:12])
     assert not torch.equal(small.train_images, whole.train_images[:12])
-    assert len(whole.train_images) == 200
+    assert (len(small.train_images), len(large.train_images), len(whole.train_images)) == (12, 60, 200)
     for image, label in zip(large.train_images, large.train_labels, strict=True):
         place = (whole.train_images == image).flatten(1).all(1).nonzero()
         assert whole.train_labels[place].tolist() == [[int(label)]]
@@ -112,6 +112,8 @@ def test_augmentations():
     wide = torch.nn.functional.pad(torch.cat([images, images.flip(3)]), (2, 2, 2, 2))
     windows = torch.stack([wide[:, :, y : y + 28, x : x + 28] for y in range(5) for x in range(5)])
     cropped = FashionMNIST(augment="crop_flip").augmentation()(images, torch.Generator().manual_seed(0))
+    assert cropped.shape == images.shape
+    assert not torch.equal(cropped, images)
     for index, image in enumerate(cropped):
         assert bool((windows[:, [index, index + 64]] == image).flatten(2).all(2).any())
 

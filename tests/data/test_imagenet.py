@@ -35,17 +35,18 @@ def test_both_parts(tmp_path):
     labels = torch.cat([batch.labels for batch in train])
     assert labels.bincount().tolist() == [4, 4, 4]
     assert labels.tolist() != sorted(labels.tolist())
-    for batch in train:
-        assert batch.images.shape == (4, 3, 16, 16)
-        assert batch.images.isfinite().all()
+    batches = list(train)
+    assert [tuple(batch.images.shape) for batch in batches] == [(4, 3, 16, 16)] * 3
+    assert all(batch.images.isfinite().all() for batch in batches)
 
 
 def test_test_images_are_the_normalised_middle(tmp_path):
     write_images(tmp_path / "set")
     _, _, test = loaders(data_section(tmp_path, "imagenet", tmp_path / "set", **SMALL), "cpu", 0)
-    batch = next(iter(test))
+    images = torch.cat([batch.images for batch in test])
     paths = sorted((tmp_path / "set/val").rglob("*.JPEG"))
-    for path, seen in zip(paths, batch.images, strict=False):
+    assert len(paths) == 6
+    for path, seen in zip(paths, images, strict=True):
         picture = Image.open(path).convert("RGB")
         shorter = min(picture.size)
         width, height = (int(18 * side / shorter) for side in picture.size)
@@ -149,6 +150,12 @@ def test_images_that_grow(tmp_path):
     assert train.plan == ViewPlan(16, 18, 8, 2)
     assert [{batch.images.shape[2] for batch in train} for _ in range(3)] == [{8}, {8}, {16}]
     assert {batch.images.shape[2] for batch in test} == {16}
+
+
+def test_every_size_that_comes_before_the_last_is_announced():
+    """An engine looks at them all before the first step: one that does not fit ends no run in mid-training."""
+    assert ImageNet(size=64, start_size=32, grow_epochs=4).smaller_sizes() == [(32, 32), (40, 40), (48, 48), (56, 56)]
+    assert ImageNet(size=64).smaller_sizes() == []
 
 
 @pytest.mark.parametrize(

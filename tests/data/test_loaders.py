@@ -66,4 +66,6 @@ def test_a_member_that_is_no_source_is_a_mistake_of_its_author():
 
 @pytest.mark.parametrize("member", [Digits, FashionMNIST, Synthetic])
 def test_every_field_has_help(member):
-    assert [row.key for row in describe(member) if not row.help] == []
+    rows = describe(member)
+    assert rows
+    assert [row.key for row in rows if not row.help] == []

@@ -177,7 +177,7 @@ def test_a_system_that_takes_no_more_bytes(made, tmp_path):
 @pytest.mark.parametrize("is_gone", [True, False])
 def test_a_shard_that_was_lost_meanwhile_is_packed_again(made, tmp_path, monkeypatch, is_gone):
     call_at(monkeypatch, "written", "index.npz", lambda: os.kill(os.getpid(), signal.SIGKILL))
-    in_a_child(lambda: made.pack(tmp_path))
+    assert in_a_child(lambda: made.pack(tmp_path)) == -signal.SIGKILL
     monkeypatch.undo()
     shard = tmp_path / "train/shard-00001.bin"
     if is_gone:
@@ -190,7 +190,7 @@ def test_a_shard_that_was_lost_meanwhile_is_packed_again(made, tmp_path, monkeyp
 
 def test_other_settings_are_refused_while_a_pack_is_not_done(made, tmp_path, monkeypatch):
     call_at(monkeypatch, "renamed", "shard-00000.bin", lambda: os.kill(os.getpid(), signal.SIGKILL))
-    in_a_child(lambda: made.pack(tmp_path))
+    assert in_a_child(lambda: made.pack(tmp_path)) == -signal.SIGKILL
     before = contents(tmp_path)
     with pytest.raises(
         UserError, match=f"holds a pack with size = {SETTINGS.size}, this one has 20: give a new folder"

@@ -178,6 +178,7 @@ def test_a_shard_that_goes_after_opening_makes_its_images_unreadable(out):
             reasons[shard].add(unreadable(images, number))
         else:
             images.read(number)
+    assert all(reasons[shard] for shard in shards[:3])
     assert all("No such file" in reason for reason in reasons[shards[0]])
     assert all(f"{shards[1]} ends before byte" in reason for reason in reasons[shards[1]])
     assert reasons[shards[2]] == {"cannot mmap an empty file"}

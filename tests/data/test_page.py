@@ -92,5 +92,6 @@ def test_the_tree_is_what_is_read(tmp_path):
         assert {*files} - {"…"} <= there
         assert len(there) == len(files) + (2 if "…" in files else 0)
     write_images(tmp_path / "data/imagenet")
+    assert len(shown["data/imagenet/"]) == 2
     for pattern in shown["data/imagenet/"]:
         assert list((tmp_path / "data/imagenet").glob(pattern.replace("<class>", "*")))

@@ -7,6 +7,7 @@ import torch
 
 from mlaan.data.dataset import Batch
 from mlaan.data.prefetch import SideStream, ahead
+from mlaan.errors import UserError
 
 
 class FakeCuda:
@@ -78,9 +79,12 @@ def run(cuda, count):
         cuda.log.append(f"{cuda.present[-1].name} makes {number}")
         return Batch(*(FakeTensor(cuda, f"{name} {number}") for name in ("images", "labels")))
 
-    for number, batch in enumerate(ahead(iter(range(count)), prepare, SideStream(torch.device("cpu")))):
-        assert batch.images.name == f"images {number}"
-        cuda.log.append(f"step {number}")
+    given = 0
+    for batch in ahead(iter(range(count)), prepare, SideStream(torch.device("cpu"))):
+        assert batch.images.name == f"images {given}"
+        cuda.log.append(f"step {given}")
+        given += 1
+    assert given == count
     return cuda.log
 
 
@@ -124,6 +128,30 @@ def test_a_batch_that_is_left_out_stays_so_in_its_place(cuda):
     given = list(ahead(items, lambda item: Batch(FakeTensor(cuda, item), FakeTensor(cuda, item)), side))
     assert [batch and batch.images.name for batch in given] == items
     assert list(ahead(items, lambda item: item, None)) == items
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("fault", ["read", "prepared"])
+def test_an_error_arrives_as_itself_after_all_batches_before_it(cuda, beside, count, fault):
+    error = UserError("data.root is gone")
+
+    def items():
+        yield from range(count)
+        if fault == "read":
+            raise error
+        yield count
+
+    def prepare(number):
+        if number == count:
+            raise error
+        return Batch(FakeTensor(cuda, number), FakeTensor(cuda, number))
+
+    batches = ahead(items(), prepare, SideStream(torch.device("cpu")) if beside else None)
+    assert [next(batches).images.name for _ in range(count)] == [*range(count)]
+    with pytest.raises(UserError) as caught:
+        next(batches)
+    assert caught.value is error
 
 
 def test_without_a_side_nothing_is_read_ahead():

@@ -96,4 +96,6 @@ def test_settings_that_do_not_do(tmp_path, fields, message):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_every_field_has_help(name):
-    assert [row.key for row in describe(DataConfig.choices[name]) if not row.help] == []
+    rows = describe(DataConfig.choices[name])
+    assert rows
+    assert [row.key for row in rows if not row.help] == []

@@ -156,7 +156,9 @@ def test_long_names_and_those_of_other_alphabets(tmp_path, kind):
         assert images.labels.tolist() == [0, 1, 1, 0]
         assert names(images)[:2] == [f"{folder}00000{i}.jpg" for i in range(2)]
         assert names(images)[2:] == [f"{folder}caf\N{REPLACEMENT CHARACTER}.jpg", f"{folder}Ωμέγα.jpg"]
-        assert all(torch.equal(images.read(i), images.read(i)) for i in range(4))
+        for number, seed in enumerate((0, 1, 7, 8)):
+            (tmp_path / "one.jpg").write_bytes(encoded(seed))
+            assert torch.equal(images.read(number), decode(str(tmp_path / "one.jpg")))
         assert images.note == ""
 
 
@@ -340,3 +342,7 @@ def test_any_label_may_be_missing_in_a_part(tmp_path):
     assert [labels.tolist() for _, labels in found.test] == [[0, 1], [1]]
     with pytest.raises(UserError, match=r"data.classes = 2, but .* holds 3 classes"):
         loaders(ImageNet(**(fields | {"classes": 2})), "cpu", 0)
+    write_tar(tmp_path / "train/0.tar", samples([0, 1, 1]))
+    write_tar(tmp_path / "val/0.tar", samples([2, 0]))
+    found = loaders(ImageNet(**fields), "cpu", 0)
+    assert [labels.tolist() for _, labels in found.test] == [[2, 0]], "the highest is in val alone"

@@ -116,15 +116,14 @@ def test_a_state_of_other_files_is_refused(files):
 
 def test_images_grow_with_the_epochs_also_after_a_resume(files):
     plan = ViewPlan(48, 52, start_size=16, grow_epochs=4)
-    loader = make(files, plan)
-    sizes = []
-    for epoch in range(6):
-        if epoch == 2:
-            state = loader.state_dict()
-            loader = make(files, plan)
-            loader.load_state_dict(state)
-        sizes.append({tuple(batch.images.shape[2:]) for batch in loader})
-    assert sizes == [{(size, size)} for size in (16, 24, 32, 40, 48, 48)]
+    whole = take(make(files, plan), 30)
+    sizes = [tuple(batch.images.shape[2:]) for batch in whole]
+    assert sizes == [(size, size) for size in (16, 24, 32, 40, 48, 48) for _ in range(5)]
+    for done in (10, 12):  # between two epochs, and within one whose size is new
+        stopped, resumed = make(files, plan), make(files, plan)
+        take(stopped, done)
+        resumed.load_state_dict(stopped.state_dict())
+        assert same(take(resumed, 5), whole[done : done + 5]), done
     assert {tuple(batch.images.shape[2:]) for batch in make(files, plan, training=False)} == {(48, 48)}
 
 

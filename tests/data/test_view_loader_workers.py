@@ -2,8 +2,11 @@
 
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
+import time
+import traceback
 
 import pytest
 from torch.utils.data import dataloader
@@ -32,44 +35,59 @@ def impatient(monkeypatch):
 @pytest.fixture(params=["fork", "forkserver"])
 def start_method(request):
     """How worker processes are started; only by fork they begin with the signals held that their parent holds."""
+    multiprocessing.set_forkserver_preload(["torchvision.io", "torchvision.transforms.v2"])  # once for all workers
     multiprocessing.set_start_method(request.param, force=True)
     yield request.param
     multiprocessing.set_start_method(None, force=True)
 
 
-def test_signals_to_all_processes_leave_the_workers_at_work(files, start_method):
+@pytest.fixture
+def usual_signals():
+    """What a signal does to a process unless it is told otherwise: tests in the background may inherit deaf ears."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {name: signal.signal(name, handler) for name, handler in usual.items()}
+    yield
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
+def test_signals_to_all_processes_leave_the_workers_at_work(files, usual_signals, start_method, impatient):
+    alone = list(make(files, batch=1))
     loader, said = make(files, workers=2, batch=1), []
     loader.say = said.append
     batches = iter(loader)
-    taken = [next(batches)]
-    workers = multiprocessing.active_children()
+    taken = [next(batches), next(batches)]  # one by each: both have made up their minds
+    children = multiprocessing.active_children()
+    assert len(children) == 2
     for name in "INT", "HUP", "TERM":
-        for worker in workers:
+        for worker in children:
             subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
         taken.append(next(batches))
-        assert all(worker.is_alive() for worker in workers)
+        assert all(worker.is_alive() for worker in children)
     taken += batches
-    assert same(taken, list(make(files, batch=1)))
+    assert same(taken, alone)
     assert said == []
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_reaches_no_worker_before_it_is_ready(files, name, monkeypatch):
+def test_a_signal_reaches_no_worker_before_it_is_ready(files, name, monkeypatch, tmp_path):
     """Sent to each worker at the very moment at which it begins."""
     ready = workers._obey_the_parent_alone
 
     def late(worker: int) -> None:
         os.kill(os.getpid(), getattr(signal, name))
         ready(worker)
+        (tmp_path / str(worker)).touch()
 
     monkeypatch.setattr(workers, "_obey_the_parent_alone", late)
     assert same(list(make(files, workers=2, batch=1)), list(make(files, batch=1)))
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
-def test_the_training_process_ends_its_workers(files):
+def test_the_training_process_ends_its_workers(files, start_method):
     """As Python does at its exit with every worker that is left."""
     batches = iter(make(files, workers=2))
-    next(batches)
+    next(batches), next(batches)
     children = multiprocessing.active_children()
     assert len(children) == 2
     for worker in children:
@@ -78,9 +96,39 @@ def test_the_training_process_ends_its_workers(files):
         assert worker.exitcode == 0
 
 
+def test_no_worker_outlives_a_training_process_that_is_killed(monkeypatch):
+    """PyTorch looks at the process that forked the worker, which may be a server."""
+    monkeypatch.setattr(workers, "_GLANCE", 0.05)
+    fork = multiprocessing.get_context("fork")
+    reader, writer = os.pipe()  # it is at its end once no process is left that has its other one
+
+    def work():
+        workers._obey_the_parent_alone(0)
+        os.write(writer, b".")
+        time.sleep(30)
+
+    def train():
+        worker = fork.Process(target=work)
+        worker.start()
+        worker.join()
+
+    training = fork.Process(target=train)
+    training.start()
+    os.close(writer)
+    assert os.read(reader, 1) == b"."
+    training.kill()
+    training.join()
+    ended, _, _ = select.select([reader], [], [], 20)
+    os.close(reader)
+    assert ended
+
+
 def test_no_worker_outlives_a_loop_that_is_left(files):
     for _ in make(files, workers=2):
+        assert len(multiprocessing.active_children()) == 2
         break
+    else:
+        pytest.fail("no batch")
     assert multiprocessing.active_children() == []
 
 
@@ -107,7 +155,9 @@ def test_a_worker_that_is_killed_while_nobody_waits_does_not_disturb_the_step(fi
     loader.say = said.append
     batches = iter(loader)
     taken = [next(batches)]
-    for worker in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    for worker in children:
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()  # a step during which the death is told: by the system's signal to this process
@@ -132,5 +182,7 @@ def test_an_error_in_a_worker_is_not_taken_for_its_death(files):
     def fail():
         raise RuntimeError("a mistake in the DataLoader worker (pid 3)")
 
-    with pytest.raises(RuntimeError, match="a mistake in the"):
+    with pytest.raises(RuntimeError, match="a mistake in the") as caught:
         list(make(Faulty(files, {3: fail}), training=False, workers=1))
+    traceback.clear_frames(caught.tb)  # PyTorch's are in a cycle with the error: the worker would outlive this test
+    assert multiprocessing.active_children() == []

@@ -101,6 +101,7 @@ def test_areas_and_shapes_cover_their_ranges():
         (ViewPlan(224, 256, 112, 3), [112, 128, 160, 224]),
         (ViewPlan(64, 73, 32, 4), [32, 40, 48, 56, 64, 64]),
         (ViewPlan(32, 36, 30, 2), [30, 30, 32]),
+        (ViewPlan(300, 343, 128, 3), [128, 160, 224, 300, 300]),
     ],
 )
 def test_sizes_grow_evenly_in_whole_steps_to_the_last(plan, sizes):

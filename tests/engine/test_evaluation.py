@@ -40,6 +40,16 @@ def test_figures_are_those_of_all_images_at_once(batch):
     assert 0 < found.top1 < found.top5 < 1
 
 
+def test_in_a_lower_precision_the_loss_is_that_of_its_logits_in_float32():
+    engine, (images, labels) = engine_of(12, precision="bfloat16"), images_of(30, 12)
+    seen = []
+    engine.backbone.net.register_forward_hook(lambda *given: seen.append(given[-1]))
+    found = engine.evaluate([(images, labels)])
+    [logits] = seen
+    assert logits.dtype == torch.bfloat16
+    assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits.double(), labels)), rel=1e-6)
+
+
 def test_among_five_classes_there_is_no_top_5():
     images, labels = images_of(8, 5)
     assert math.isnan(engine_of(5).evaluate([(images, labels)]).top5)

@@ -214,14 +214,18 @@ def test_a_head_does_not_depend_on_its_neighbours(device: str) -> None:
 
 
 @devices
-def test_half_precision_keeps_small_probabilities(device: str) -> None:
+@pytest.mark.parametrize("form", [triton, reference], ids=["triton", "reference"])
+def test_half_precision_keeps_small_probabilities(device: str, form) -> None:
     """float16 ends at 6e-8; probabilities of 1e-7, at a small loss weight, must come with their digits."""
-    bias = torch.full((16,), -16.0)
+    bias, weight = torch.full((16,), -16.0), torch.zeros(16, 2)
     bias[0] = 0.0
-    case = Case([torch.ones(1, 2)], [0], [torch.zeros(16, 2)], [bias], torch.tensor([0]), [1e-3])
+    weight[1:, 1] = 1.0  # of a channel that is 0: it changes no logit, but the gradient of the features
+    case = Case([torch.tensor([[1.0, 0.0]])], [0], [weight], [bias], torch.tensor([0]), [1e-3])
     case = case.to(torch.float16, device)
-    found, wanted = triton(case), answers(case)
+    found, wanted = form(case), answers(case)
+    assert wanted.weight_grads[0, 1:, 0].abs().max() < 2e-10
     assert_near(found.weight_grads[0, 1:], wanted.weight_grads[0, 1:], 2**-9)
+    assert_near(found.pooled_grads, wanted.pooled_grads, 2**-9)
 
 
 @settings(max_examples=8, deadline=None)

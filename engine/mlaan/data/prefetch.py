@@ -58,10 +58,20 @@ def ahead(items: Iterable[T | None], prepare: Callable[[T], Batch], side: Side |
     if side is None:
         yield from (None if item is None else prepare(item) for item in items)
         return
-    waiting: list[Any] = []
-    for item in items:
-        waiting.append(None if item is None else side.start(partial(prepare, item)))
-        if len(waiting) > 1:
-            started = waiting.pop(0)
-            yield None if started is None else side.take(started)
-    yield from (None if started is None else side.take(started) for started in waiting)
+    begun = (None if item is None else side.start(partial(prepare, item)) for item in items)
+    for started in _one_ahead(begun):
+        yield None if started is None else side.take(started)
+
+
+def _one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same, each asked for before the one before it is given; an error comes after all that came before it."""
+    waiting: list[T] = []
+    try:
+        for item in items:
+            waiting.append(item)
+            if len(waiting) > 1:
+                yield waiting.pop(0)
+    except Exception:
+        yield from waiting
+        raise
+    yield from waiting

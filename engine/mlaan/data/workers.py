@@ -12,6 +12,8 @@ from torch.utils import data
 
 _PATIENCE = 0.2
 """Seconds that a process that was killed may take to be seen as dead after its pipes broke."""
+_GLANCE = 5.0
+"""Seconds after which a worker looks whether its training process is still there."""
 
 
 class Killed(Exception):
@@ -74,6 +76,11 @@ def _obey_the_parent_alone(worker: int) -> None:
 
 
 def _wait_for_the_parents_signal() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+    """Ends the worker with it, or when the training process was killed."""
+    parent = multiprocessing.parent_process()  # the training process, also where a server forks the workers
+    assert parent is not None
+    while parent.is_alive():
+        told = signal.sigtimedwait({signal.SIGTERM}, _GLANCE)
+        if told and told.si_pid == parent.pid:
+            break
     os._exit(0)
