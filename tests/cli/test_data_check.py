@@ -82,7 +82,7 @@ def test_of_many_files_of_a_kind_the_first_are_named_but_by_json_all(root, capsy
 
 
 def test_as_many_as_are_named_need_no_more(root, capsys, monkeypatch):
-    monkeypatch.setattr(data_check, "_NAMED", 1)
+    monkeypatch.setattr(data_check, "NAMED", 1)
     monkeypatch.setattr(data_check, "_ODD_NAMED", 1)
     assert "more" not in said(capsys, root)
 
@@ -94,6 +94,15 @@ def test_a_folder_of_class_folders_will_do(root, capsys, monkeypatch, way):
     assert lines[1].split() == ["val", "2", "2"]
     assert lines[-1].startswith("list of val: ")
     assert (root / "val/.mlaan-check.npz").exists()
+
+
+def test_what_is_packed_needs_none(root, tmp_path, capsys):
+    assert main(["data", "pack", str(root), str(tmp_path / "packed"), "--workers", "1"]) == 0
+    capsys.readouterr()
+    packed = tmp_path / "packed"
+    assert said(capsys, packed, status=2) == (
+        f"mlaan: {packed} holds packed images or tar files, which need no check: train with --data.root {packed}\n"
+    )
 
 
 def test_a_folder_with_one_part_will_do(root, capsys):

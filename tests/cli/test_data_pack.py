@@ -12,7 +12,7 @@ import pytest
 
 from data.imagenet_folder import make_folder
 from data.packing import contents
-from mlaan.cli import main
+from mlaan.cli import data_pack, main
 from mlaan.data import pack as packer
 from mlaan.data.files import decode
 from mlaan.data.packed import PackedImages
@@ -45,11 +45,35 @@ def test_it_says_what_it_wrote_what_it_left_out_and_how_to_go_on(made, tmp_path,
         assert all(re.search(r" \(.+\)$", line) for line in named)
         assert f"{tmp_path}/{part}: {count} images, 0 MiB, 3 files left out" in lines
     assert lines[-1] == f"train from it with --data.name imagenet --data.root {tmp_path}"
-    assert len(lines) == 2 * (3 + 1) + 1
+    unchecked = [line for line in lines if "has not been checked for bad files" in line]
+    assert len(unchecked) == 2, "there tiny images are packed, too"
+    assert len(lines) == 2 * (1 + 3 + 1) + 1
     again = contents(tmp_path)
     assert pack(made, tmp_path) == 0
     assert capsys.readouterr().out.splitlines() == lines, "the same of a pack that is done"
     assert contents(tmp_path) == again
+
+
+def test_classes_of_one_part_alone_are_told_before_any_work(made, tmp_path, capsys):
+    shutil.copytree(made.root, tmp_path / "set")
+    (tmp_path / "set/val/n01440764").rename(tmp_path / "set/val/n99999999")
+    assert main(["data", "pack", str(tmp_path / "set"), str(tmp_path / "out"), "--workers", "1"]) == 2
+    assert "the class folder 'n01440764' is in train, but not in val" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_among_the_images_is_refused(made, capsys):
+    for out in "train", "val/n01440764":
+        assert main(["data", "pack", str(made.root), str(made.root / out), "--workers", "1"]) == 2
+        assert f"{made.root / out} lies among the images of {made.root}" in capsys.readouterr().err
+
+
+def test_only_the_first_of_many_bad_files_are_named(made, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data_pack, "NAMED", 2)
+    assert pack(made, tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(f"left out: {made.root}/train/") for line in lines) == 2
+    assert lines.count("left out: 1 more; `mlaan data check --json` names all") == 2
 
 
 def test_the_words_of_the_command_reach_the_pack(made, tmp_path):

@@ -75,12 +75,29 @@ def test_a_file_that_is_gone_is_left_out_and_counted(folder, tmp_path, monkeypat
     assert read_epochs(tmp_path / "run" / "metrics.jsonl")[-1]["left_out"] == 4, "that file and the three bad ones"
 
 
-def test_the_images_of_a_test_are_counted(folder, tmp_path):
+def test_the_images_of_a_test_are_counted(folder, tmp_path, capsys):
     assert begin(tmp_path / "run", folder) == 0
     assert [epoch["test_images"] for epoch in read_epochs(tmp_path / "run" / "metrics.jsonl")] == [7, 7]
     next(folder.glob("val/*/*_1.JPEG")).unlink()
     assert resume(tmp_path / "run", "--train.epochs", "3") == 0
     assert read_epochs(tmp_path / "run" / "metrics.jsonl")[-1]["test_images"] == 6
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("right of 6 images)") for line in lines)
+    assert "missing 4 of 10 test images could not be read" in lines
+
+
+def test_a_folder_that_is_gone_is_told_before_any_work(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert begin(tmp_path / "run", Path(folder.name)) == 0
+    monkeypatch.chdir("/")
+    assert resume(tmp_path / "run", "--train.epochs", "3") == 2
+    assert capsys.readouterr().err == (
+        f"mlaan: {folder.name}/train is not there (looked for below the present folder, /): where the images are now "
+        "says --data.root DIR\n"
+    )
+    assert resume(tmp_path / "run", "--train.epochs", "3", "--data.root", str(folder)) == 0
 
 
 def test_the_folder_may_move_and_the_backend_change(folder, tmp_path, monkeypatch):
@@ -104,7 +121,10 @@ def test_what_cannot_go_on_says_what_to_do(folder, tmp_path, monkeypatch, capsys
         assert "go on with data.backend = 'torchvision'" in capsys.readouterr().err
     assert main(["data", "pack", str(folder), str(tmp_path / "packed"), "--workers", "1"]) == 0
     assert resume(run, "--data.root", str(tmp_path / "packed"), "--data.backend", "auto") == 2
-    assert "data.root holds other images than those that the saved run began with" in capsys.readouterr().err
+    assert (
+        "data.root and data.backend give other images than those that the saved run began with"
+        in capsys.readouterr().err
+    )
     (run / "images.npz").write_bytes((run / "images.npz").read_bytes()[:200])
     assert resume(run) == 2
     assert f"{run / 'images.npz'} is damaged" in capsys.readouterr().err

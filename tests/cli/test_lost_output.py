@@ -47,3 +47,18 @@ def test_nobody_takes_anything(tmp_path):
         process = train(tmp_path / "run", stdout=full, stderr=full)
     assert process.wait(timeout=120) == 0
     require_whole(tmp_path / "run")
+
+
+def test_without_stdout_and_stderr_at_all(tmp_path):
+    """As a daemon starts it."""
+    words = [sys.executable, "-m", "mlaan.cli", "train", *flags(tmp_path / "run")]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *words], timeout=120)
+    assert done.returncode == 0
+    require_whole(tmp_path / "run")
+
+
+def test_a_command_whose_answer_cannot_be_written_says_so_in_one_line():
+    words = [sys.executable, "-m", "mlaan.cli", "plan", "--model.name", "resnet20", "--data.name", "synthetic"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (2, "mlaan: cannot write: No space left on device: make room there\n")

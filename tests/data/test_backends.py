@@ -6,7 +6,7 @@ import torch
 from data.imagenet_folder import make_folder
 from mlaan.data import ImageNet, backends, dali, held, loaders
 from mlaan.data.backends import choose
-from mlaan.data.check import check_part
+from mlaan.data.check import check_part, open_part
 from mlaan.data.pack import PackSettings, pack_part
 from mlaan.errors import UserError
 
@@ -30,7 +30,7 @@ def packed(made, tmp_path_factory):
     for form, folder in folders.items():
         for part in "train", "val":
             settings = PackSettings(size=256, form=form, quality=95, shard_bytes=1 << 20)
-            pack_part(made.root / part, str(made.root), folder / part, settings, workers=1)
+            pack_part(open_part(made.root / part, str(made.root)), made.root / part, folder / part, settings, workers=1)
     return folders
 
 

@@ -308,7 +308,7 @@ def test_a_part_that_cannot_be_listed_is_one_line_that_names_it(tmp_path, what):
         write(part / "cat/1.jpg")
         (part / "dog").mkdir()
     for step in (look, training):
-        with pytest.raises(UserError, match=rf"^data.root = '{tmp_path}' must hold train/<class>/\*.JPEG") as caught:
+        with pytest.raises(UserError, match=rf"^data.root = '{tmp_path}'(: no file in | must hold train/<)") as caught:
             step(part)
         assert "\n" not in str(caught.value)
     assert "dog" in str(caught.value) or what != "an empty class"

@@ -124,7 +124,7 @@ def test_a_run_goes_on_with_the_other_loader(files, whole, first, second):
 
 def test_a_state_of_other_files_is_refused(files):
     other = ImageFiles(files.root, files.names, files.labels.flip(0), files.sizes)
-    with pytest.raises(UserError, match=r"^data\.root holds other images"):
+    with pytest.raises(UserError, match=r"^data\.root and data\.backend give other images"):
         make(DaliLoader, other).load_state_dict(make(ViewLoader, files).state_dict())
 
 

@@ -96,11 +96,11 @@ def test_missing_folders(tmp_path):
     write_images(tmp_path / "set")
     for file in (tmp_path / "set/train/n00000001").iterdir():
         file.unlink()
-    lacking = f"but no file in {tmp_path}/set/train/n00000001 is an image (.jpg .jpeg .png "
+    lacking = f": no file in {tmp_path}/set/train/n00000001 is an image (.jpg .jpeg .png "
     assert lacking in refused(tmp_path / "set")
     for file in (tmp_path / "set/train/n00000000").iterdir():
         file.unlink()
-    assert f"but no file in {tmp_path}/set/train/n00000000 and 1 more is an image" in refused(tmp_path / "set")
+    assert f": no file in {tmp_path}/set/train/n00000000 and 1 more is an image" in refused(tmp_path / "set")
     shutil.rmtree(tmp_path / "set")
     write_images(tmp_path / "set")
     shutil.rmtree(tmp_path / "set/val")

@@ -109,7 +109,7 @@ def test_a_state_of_other_files_is_refused(files):
         ImageFiles(files.root, files.names[::-1].copy(), files.labels),
         ImageFiles(files.root, files.names, files.labels.flip(0)),
     ):
-        with pytest.raises(UserError, match=r"^data\.root holds other images than those"):
+        with pytest.raises(UserError, match=r"^data\.root and data\.backend give other images than those"):
             make(changed).load_state_dict(make(files).state_dict())
     make(files, plan=ViewPlan(20, 20), workers=2).load_state_dict(make(files).state_dict())
 

@@ -1,5 +1,6 @@
 """The command line: one module for each command of `mlaan`."""
 
+import errno
 import io
 import os
 import sys
@@ -18,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # PyTorch then asks Linux for huge pages: new memory on the CPU, such as each batch's, comes several times faster.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may hold bytes that are no text
@@ -25,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line
             command, arguments, overrides = parse(sys.argv[1:] if argv is None else argv)
-            return command(arguments, overrides)
+            status = command(arguments, overrides)
+            sys.stdout.flush()
+            return status
     except UserError as error:
         print(f"mlaan: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -35,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"mlaan: cannot write: {error.strerror}: make room there", file=sys.stderr)
+        return 2
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> None:

@@ -48,7 +48,7 @@ examples
   mlaan plan --config RUN/config.toml --json
   mlaan plan --explain                 and what holds the memory when the most is held
   mlaan plan --machine h100 --timeline plan.png                 a picture of the step, as that machine would run it
-  mlaan plan --model.name resnet101 --data.name synthetic --data.size 224 --data.classes 1000 --data.batch 256 \
+  mlaan plan --model.name resnet101 --data.name synthetic --data.size 224 --data.classes 1000 --data.batch 256 \\
       --memory 12GiB --machine h100 --out plan.toml             the fastest settings that fit, as a file for train
 
 It takes the settings of `mlaan train`. With --memory it chooses partition.modules, partition.cuts, memory.* and
@@ -128,7 +128,7 @@ looks only at files that are new or have changed. Grey and CMYK images are named
 
 DATA_PACK = """\
 examples
-  mlaan data pack ~/imagenet ~/packed                  JPEG, 256 pixels on the shorter side
+  mlaan data pack ~/imagenet ~/packed                  JPEG, at most 256 pixels on the shorter side
   mlaan data pack ~/imagenet ~/packed --format uint8   raw pixels: several times larger, fastest to read
   mlaan train --data.name imagenet --data.root ~/packed ...
 
@@ -304,7 +304,13 @@ def _add_data(commands: "argparse._SubParsersAction[_Parser]", raw: type) -> Non
     pack = add("pack", "Writes a folder of images as a few large files of small images.", DATA_PACK)
     pack.add_argument("folder", metavar="DIR", help="the folder that holds train and val")
     pack.add_argument("out", metavar="OUT", help="the new folder")
-    pack.add_argument("--size", metavar="N", type=_positive, default=256, help="the shorter side (default: 256)")
+    pack.add_argument(
+        "--size",
+        metavar="N",
+        type=_positive,
+        default=256,
+        help="pixels that the shorter side is reduced to; smaller images stay (default: 256)",
+    )
     pack.add_argument("--format", choices=("jpeg", "uint8"), default="jpeg", help="(default: jpeg)")
     pack.add_argument("--quality", metavar="N", type=_positive, default=90, help="of the JPEGs (default: 90)")
     pack.add_argument("--shard-mb", metavar="N", type=_positive, default=256, help="size of a file (default: 256)")

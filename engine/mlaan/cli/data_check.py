@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlaan.cli.arguments import Overrides
+from mlaan.data.backends import holds_packed
 from mlaan.data.check import CheckedPart, check_part
 from mlaan.data.findings import LEFT_OUT, ODD
 from mlaan.errors import UserError
 from mlaan.observe.words import aligned, duration
 
-_NAMED = 50
+NAMED = 50
 """Bad files of a kind that are named; the rest are counted, and --json names all."""
 _ODD_NAMED = 5
 _SECONDS = 30.0
@@ -26,6 +27,8 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     parts = [root / name for name in ("train", "val") if (root / name).is_dir()] or [root]
     if not root.is_dir():
         raise UserError(f"{root} is no folder: name the one that holds train and val")
+    if holds_packed(root):
+        raise UserError(f"{root} holds packed images or tar files, which need no check: train with --data.root {root}")
     workers = arguments.workers or min(32, os.cpu_count() or 1)
     checked = [check_part(part, str(root), workers, Progress(str(part))) for part in parts]
     if arguments.json:
@@ -60,7 +63,7 @@ def _table(checked: Sequence[CheckedPart]) -> list[str]:
 
 def _named(part: CheckedPart) -> Iterator[str]:
     """The first files of each kind, and where the list is."""
-    for kinds, what, most in ((LEFT_OUT, "left out", _NAMED), (ODD, "used", _ODD_NAMED)):
+    for kinds, what, most in ((LEFT_OUT, "left out", NAMED), (ODD, "used", _ODD_NAMED)):
         for kind in kinds:
             paths = part.paths(kind)
             yield from (f"{what}, {kind}: {path}" for path in paths[:most])

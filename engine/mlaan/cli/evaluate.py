@@ -23,7 +23,12 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     given = Path(arguments.path)
     path = RunFolder.open(given).last if given.is_dir() else given
     saved = checkpoint.load(path)
-    engine, _, test_batches, *_ = build(settings_of(saved, path, overrides, _CHANGEABLE))
+    # by default the very images that the run was tested on: one that is gone is then named
+    kept = given / "images.npz"
+    is_as_in_the_run = kept.exists() and not any(key.startswith("data.") for key, _ in overrides)
+    parts = build(settings_of(saved, path, overrides, _CHANGEABLE), kept if is_as_in_the_run else None)
+    engine, test_batches = parts.engine, parts.test_batches
+    print(*parts.notes, sep="\n", end="\n" if parts.notes else "")
     # loss scales belong to the precision of the training, which a test need not share
     scales = {} if engine.loss_scale is None else engine.loss_scale.state_dict()
     try:
@@ -31,7 +36,9 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     except UserError as error:
         raise UserError(f"{path} does not fit these settings: {error}") from None
     result = engine.evaluate(test_batches)
-    print(f"top-1   {percent(result.top1)} ({round(result.top1 * result.samples)} of {result.samples} images)")
+    print(f"top-1   {percent(result.top1)} ({round(result.top1 * result.samples)} right of {result.samples} images)")
+    if missing := test_batches.images_per_epoch - result.samples:
+        print(f"missing {missing} of {test_batches.images_per_epoch} test images could not be read")
     if not math.isnan(result.top5):
         print(f"top-5   {percent(result.top5)}")
     print(f"loss    {result.loss:.4f}")

@@ -100,7 +100,10 @@ def _train(
         _restore(saved, parts, state, folder)
         if state.epoch >= config.train.epochs:
             print(*filter(None, notes), sep="\n", end="\n" if any(notes) else "")
-            print(f"all {state.epoch} epochs are trained already: to go on, add --train.epochs with more")
+            print(
+                f"all {state.epoch} epochs are trained already: to go on, add --train.epochs with more "
+                "(the learning rate then follows the longer schedule)"
+            )
             return _report(folder)
     folder.remove_leftovers()
     metrics = MetricsLog(folder.metrics, keep=saved.metrics_bytes if saved else 0)

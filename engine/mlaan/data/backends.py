@@ -79,10 +79,10 @@ def open_images(
         names = [part.classes for part in packed]
         if all(part.numbered for part in packed):  # a number that one part has no image of is a class all the same
             names = [max(names, key=len)] * 2
-        _same_classes(names, root, classes)
+        require_same_classes(names, root, classes)
         return Opened(backend, packed[0], packed[1], why + _notes(packed))
     opened = kept_lists(kept, folder, PARTS) if kept else [open_part(folder / part, root) for part in PARTS]
-    _same_classes([part.classes for part in opened], root, classes)
+    require_same_classes([part.classes for part in opened], root, classes)
     if backend == "dali":
         opened, said = _with_sizes(opened, root, kept is not None)
         why += said
@@ -93,7 +93,7 @@ def open_images(
 
 def choose(root: Path, device: torch.device) -> tuple[Backend, str]:
     """What data.backend = "auto" means for a folder and a device, and why."""
-    if _holds_packed(root):
+    if holds_packed(root):
         return "packed", "as data.root holds packed images or tar files"
     if device.type != "cuda":
         return "torchvision", "as there is no GPU"
@@ -102,7 +102,8 @@ def choose(root: Path, device: torch.device) -> tuple[Backend, str]:
     return "dali", "which decodes on the GPU too"
 
 
-def _holds_packed(root: Path) -> bool:
+def holds_packed(root: Path) -> bool:
+    """Whether a part of `root` is packed, or tar files."""
     from mlaan.data.packed import is_packed
     from mlaan.data.tar import has_tars
 
@@ -151,7 +152,8 @@ def _notes(parts: "Sequence[OpenedPart | PackedImages | TarImages]") -> tuple[st
     return tuple(part.note for part in parts if part.note)
 
 
-def _same_classes(parts: Sequence[Sequence[str]], root: str, classes: int) -> None:
+def require_same_classes(parts: Sequence[Sequence[str]], root: str, classes: int = 0) -> None:
+    """Raises UserError where train and val have other classes, or not as many as `classes`, if that is not 0."""
     train, test = parts
     if odd := sorted({*train} ^ {*test}):
         there, lacking = PARTS if odd[0] in train else PARTS[::-1]
@@ -159,7 +161,7 @@ def _same_classes(parts: Sequence[Sequence[str]], root: str, classes: int) -> No
             f"data.root = {root!r}: the class folder {odd[0]!r} is in {there}, but not in {lacking}: "
             "give both the same folders"
         )
-    if len(train) != classes:
+    if classes and len(train) != classes:
         raise UserError(
             f"data.classes = {classes}, but data.root = {root!r} holds {len(train)} classes: "
             f"set data.classes = {len(train)}"

@@ -45,6 +45,9 @@ def kept_lists(path: Path, root: Path, names: tuple[str, ...]) -> list[OpenedPar
         ) from None
     parts = []
     for name in names:
+        if not (root / name).is_dir():
+            where = "" if root.is_absolute() else f" (looked for below the present folder, {Path.cwd()})"
+            raise UserError(f"{root / name} is not there{where}: where the images are now says --data.root DIR")
         paths, labels, sizes, classes = (arrays[f"{name} {field}"] for field in _FIELDS)
         files = ImageFiles(root / name, paths, torch.from_numpy(labels), sizes if len(sizes) else None)
         parts.append(OpenedPart(files, [os.fsdecode(bytes(one)) for one in classes], {}, ""))

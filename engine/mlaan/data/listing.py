@@ -18,7 +18,6 @@ def list_part(folder: Path, root: str) -> tuple[ImageFiles, list[str]]:
         UserError: the folder is not there, has no class folders, or one of them holds no image.
     """
     from torchvision.datasets import ImageFolder
-    from torchvision.datasets.folder import IMG_EXTENSIONS
 
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
@@ -34,8 +33,10 @@ def list_part(folder: Path, root: str) -> tuple[ImageFiles, list[str]]:
         raise _unlike(root, f"{folder} has no class folders")
     if empty := sorted({*range(len(found.classes))} - {*found.targets}):
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        endings = " ".join(IMG_EXTENSIONS)
-        raise _unlike(root, f"no file in {folder / found.classes[empty[0]]}{more} is an image ({endings})")
+        raise UserError(
+            f"data.root = {root!r}: no file in {folder / found.classes[empty[0]]}{more} is an image (.jpg .jpeg .png "
+            ".webp): put some there, or remove the class folder from train and val"
+        )
     names = np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in found.samples])
     return ImageFiles(folder, names, torch.tensor(found.targets)), found.classes
 

@@ -133,7 +133,8 @@ class Loader(ABC):
             if state[key] != mine:
                 if key == "files" or (key == "images" and "files" in state):
                     raise UserError(
-                        "data.root holds other images than those that the saved run began with: give theirs"
+                        "data.root and data.backend give other images than those that the saved run "
+                        "began with: take its own"
                     )
                 raise UserError(
                     f"the loader's state has {key} = {state[key]}, this run has {mine}: "

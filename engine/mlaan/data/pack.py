@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from mlaan.atomic import LEFTOVERS, replacing
-from mlaan.data.check import OpenedPart, open_part
+from mlaan.data.check import OpenedPart
 from mlaan.data.decoders import in_order
 from mlaan.data.files import ImageFiles, decode
 from mlaan.data.listing import file_stamps
@@ -94,8 +94,8 @@ class _Shard:
 
 
 def pack_part(
+    opened: OpenedPart,
     folder: Path,
-    root: str,
     out: Path,
     settings: PackSettings,
     workers: int,
@@ -104,15 +104,15 @@ def pack_part(
     """Packs one part, or goes on with it; a part that is packed already is left as it is.
 
     Args:
-        folder: the part's folder of class folders, one part of `root`.
+        opened: what is packed.
+        folder: where that lies.
         out: the part's new folder.
         workers: processes that decode.
         progress: called with the images done and all of them.
 
     Raises:
-        UserError: as `open_part`; `out` holds something else, or is damaged; it cannot be written, as on a full disk.
+        UserError: `out` holds something else, or is damaged; it cannot be written, as on a full disk.
     """
-    opened = open_part(folder, root)
     files = opened.files
     made_of = asdict(settings) | {
         "version": VERSION,

@@ -62,6 +62,8 @@ class Incident:
     @classmethod
     def load(cls, path: Path) -> "Incident":
         """Reads one onto the CPU; raises UserError where it is none."""
+        if not path.exists():
+            raise UserError(f"no file {path}: give one of RUN/incidents")
         content = signed.read(path)
         if content.get("kind") != "incident":
             raise UserError(f"{path} is no incident: give a file of a run's folder incidents")
