@@ -1,5 +1,6 @@
 """Whether a run's step fits into memory: asked before anything is loaded, and told when it did not."""
 
+import math
 import os
 import shlex
 import warnings
@@ -13,6 +14,7 @@ from mlaan.build import bench_for, choice_of, choose_device, outline, with_kerne
 from mlaan.config import Config, bytes_of, gib
 from mlaan.engine import Engine
 from mlaan.errors import StepMemoryError, UserError
+from mlaan.free_memory import free_memory
 from mlaan.plan.change import nearest_change, words
 from mlaan.plan.machine import Machine
 from mlaan.plan.placing import machine_like
@@ -48,13 +50,9 @@ def available(config: Config, device: torch.device) -> Memory | None:
 
 
 def _free_on_cpu() -> int | None:
-    """Bytes that Linux says a process can have; all memory on other systems."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
+    """Bytes that Linux says this process can have; all memory on other systems."""
+    if math.isfinite(free := free_memory()):
+        return int(free)
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

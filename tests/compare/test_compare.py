@@ -134,7 +134,7 @@ def test_a_contender_without_memory_is_told_and_the_others_stay(monkeypatch):
 
 @pytest.mark.usefixtures("no_profiler")
 def test_without_room_for_all_each_runs_beside_end_to_end(monkeypatch):
-    monkeypatch.setattr(run, "free_memory", lambda device: 0)
+    monkeypatch.setattr(run, "free_on", lambda device: 0)
     found, said = measured()
     assert [(row.candidate.label, len(row.seconds), len(row.reference)) for row in found.rows] == [
         (label, 2, 2) for label in ROWS

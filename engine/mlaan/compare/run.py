@@ -4,8 +4,6 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 
@@ -16,6 +14,7 @@ from mlaan.compare.measure import Batch, in_rounds
 from mlaan.compare.result import Comparison, Row
 from mlaan.engine import Engine
 from mlaan.errors import UserError
+from mlaan.free_memory import free_memory
 from mlaan.observe.stop import Stopped
 from mlaan.observe.words import duration
 
@@ -45,7 +44,7 @@ class Measurement:
         self.batches: list[Batch] = []
         self.ready: dict[str, Engine | EndToEnd] = {}
         self.estimates: dict[str, float] = {}
-        self.room = SHARE * free_memory(ground.device)
+        self.room = SHARE * free_on(ground.device)
 
     def run(self, candidates: Sequence[Candidate | Refused]) -> None:
         """Measures all of them, end-to-end first.
@@ -181,16 +180,7 @@ def held_bytes(contender: Engine | EndToEnd) -> int:
     return sum(tensor.nbytes for tensor in (*tensors.values(), *trained_weights(contender)))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device; on a CPU, for this process where a control group limits it."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    with suppress(OSError, ValueError):  # "max" where there is no limit
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        free.append(limit - used)
-    return min(free, default=4 * 2**30)
+def free_on(device: torch.device) -> float:
+    """Bytes that are free on the device, for this process; 4 GiB where nobody knows."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    return free if math.isfinite(free) else 4 * 2**30

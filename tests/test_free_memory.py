@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlaan.data import held
+from mlaan import free_memory as module
 
 MACHINE = {"proc/meminfo": "MemTotal: 9000 kB\nMemFree: 100 kB\nMemAvailable:    4000 kB"}
 FREE = 4000 * 1024
@@ -29,13 +29,13 @@ def first(folder, limit, used, active=0, inactive=0):
 @pytest.fixture
 def free(tmp_path, monkeypatch):
     """What is free on a system with these files."""
-    monkeypatch.setattr(held, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(module, "Path", lambda path: tmp_path / path.lstrip("/"))
 
     def free(*files):
         for name, content in {name: content for some in files for name, content in some.items()}.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(f"{content}\n")
-        return held.free_memory()
+        return module.free_memory()
 
     return free
 
@@ -93,4 +93,4 @@ def test_what_was_read_of_files_is_free(free, version, line):
 
 
 def test_it_can_be_told_here():
-    assert 2**20 < held.free_memory() < 2**50
+    assert 2**20 < module.free_memory() < 2**50
