@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     path = RunFolder.open(given).last if given.is_dir() else given
     saved = checkpoint.load(path)
     # by default the very images that the run was tested on: one that is gone is then named
-    kept = given / "images.npz"
+    kept = path.parent / "images.npz"
     is_as_in_the_run = kept.exists() and not any(key.startswith("data.") for key, _ in overrides)
     parts = build(settings_of(saved, path, overrides, _CHANGEABLE), kept if is_as_in_the_run else None)
     engine, test_batches = parts.engine, parts.test_batches
