@@ -116,12 +116,11 @@ def test_a_folder_with_one_part_will_do(root, capsys):
 
 def test_classes_of_one_part_alone_are_told(root, capsys):
     (root / "train/cat").rename(root / "train/cats")
-    classes = "(2 are in one of them alone): training needs the same class folders in both"
-    assert said(capsys, root).splitlines()[-1] == f"the class folder cat of val is not in train {classes}"
+    start = f"data.root = '{root}': the class folder"
+    end = "give both the same folders"
+    assert said(capsys, root).splitlines()[-1] == f"{start} 'cat' is in val, but not in train: {end}"
     shutil.copytree(root / "val/cat", root / "train/cat")
-    assert said(capsys, root).splitlines()[-1] == (
-        "the class folder cats of train is not in val: training needs the same class folders in both"
-    )
+    assert said(capsys, root).splitlines()[-1] == f"{start} 'cats' is in train, but not in val: {end}"
 
 
 def test_a_folder_in_the_home_will_do(root, capsys, monkeypatch):

@@ -11,24 +11,12 @@ from mlaan.cli import main
 from mlaan.data import dali
 from mlaan.observe.metrics import read_epochs
 from trainer.test_trainer import stop_at
-from trainer.tiny import final_state, one_thread, resume, same
+from trainer.tiny import PICTURES, final_state, one_thread, resume, same
 
 __all__ = ["one_thread"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:checking:RuntimeWarning")
-SETTINGS = {
-    "data.name": "imagenet",
-    "data.classes": "2",
-    "data.size": "16",
-    "data.batch": "8",
-    "data.workers": "0",
-    "method.preset": "light",
-    "partition.modules": "2",
-    "optim.learning_rate": "0.05",
-    "train.epochs": "2",
-    "train.device": "cpu",
-    "run.tensorboard": "false",
-}
+SETTINGS = PICTURES | {"data.classes": "2", "data.size": "16", "data.batch": "8", "data.workers": "0"}
 
 
 @pytest.fixture

@@ -58,12 +58,19 @@ def full_disk(monkeypatch, folder: Path, calls: range) -> None:
     monkeypatch.setattr(signed.torch, "save", save)
 
 
-def is_overtaken(content: dict, steps_done: Callable[[], int]) -> bool:
-    """Waits while a checkpoint is written, until another step is done; not at an epoch's end, where the run waits."""
-    step, deadline = content["progress"]["step"], time.monotonic() + 30
-    while step % STEPS and steps_done() <= step and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return steps_done() > step
+def written_late(monkeypatch, steps_done: Callable[[], int]) -> list[bool]:
+    """Each checkpoint is written once another step is done, but at an epoch's end, where the run waits; whether it was."""
+    real, late = signed.write, []
+
+    def write(content, path, links=()):
+        step, deadline = content["progress"]["step"], time.monotonic() + 30
+        while step % STEPS and steps_done() <= step and time.monotonic() < deadline:
+            time.sleep(0.01)
+        late.append(steps_done() > step)
+        real(content, path, links)
+
+    monkeypatch.setattr(signed, "write", write)
+    return late
 
 
 def test_a_disk_that_is_full_for_a_while_does_not_end_a_run(tmp_path, monkeypatch, capsys, whole):
@@ -149,20 +156,15 @@ def test_damaged_checkpoints_hold_no_place_among_the_newest(tmp_path, monkeypatc
 
 def test_a_checkpoint_is_of_its_step_though_steps_go_on_while_it_is_written(tmp_path, monkeypatch):
     states: dict[int, dict] = {}
-    real_step, real_write = Engine.step, signed.write
-    overtaken = []
+    real_step = Engine.step
 
     def step(self, images, labels):
         result = real_step(self, images, labels)
         states[len(states) + 1] = {name: value.clone() for name, value in self.backbone.net.state_dict().items()}
         return result
 
-    def slow(content, path, links=()):
-        overtaken.append(is_overtaken(content, lambda: len(states)))
-        real_write(content, path, links)
-
     monkeypatch.setattr(Engine, "step", step)
-    monkeypatch.setattr(signed, "write", slow)
+    overtaken = written_late(monkeypatch, lambda: len(states))
     assert start(tmp_path / "run", run__keep="100", **EVERY_STEP) == 0
     assert any(overtaken), "no step was taken while a checkpoint was written"
     found = every_checkpoint(tmp_path / "run")

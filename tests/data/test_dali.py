@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from data.batches import joined, labels, same, take
 from data.dali_cases import PLAN, STD, assert_alike, both, make, needs_dali, opened, plain, threads, write
-from data.view_loader_cases import joined, labels, same, take
 from mlaan.data import DaliLoader, ViewLoader, dali
 from mlaan.data.files import ImageFiles
 from mlaan.data.views import ViewPlan

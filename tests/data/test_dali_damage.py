@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from data.batches import joined, labels, same, take
 from data.dali_cases import assert_alike, both, make, needs_dali, plain, threads, write
-from data.view_loader_cases import joined, labels, same, take
 from mlaan.data import DaliLoader, ViewLoader
 from mlaan.errors import UserError
 

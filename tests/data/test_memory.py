@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 
+from data.batches import joined, same, take
 from mlaan.data import MemoryLoader
 from mlaan.data.augment import CropFlip
 from mlaan.errors import UserError
@@ -29,28 +30,6 @@ def make(**changes):
     return MemoryLoader(images, torch.arange(count), **(arguments | changes))
 
 
-def take(loader, count):
-    """The next `count` batches, over the ends of epochs."""
-    taken = []
-    while len(taken) < count:
-        for batch in loader:
-            taken.append(batch)
-            if len(taken) == count:
-                break
-    return taken
-
-
-def same(one, other):
-    return all(
-        torch.equal(mine.images, theirs.images) and torch.equal(mine.labels, theirs.labels)
-        for mine, theirs in zip(one, other, strict=True)
-    )
-
-
-def labels(batches):
-    return torch.cat([batch.labels for batch in batches]).tolist()
-
-
 def test_a_batch_holds_normalised_floats_and_their_labels():
     loader = make(augment=None, mean=(0.5, 0.25), std=(0.5, 0.25))
     batch = next(iter(loader))
@@ -73,7 +52,7 @@ def test_lengths(count, drop_last, sizes):
 
 def test_an_epoch_gives_every_image_once_in_a_new_order():
     loader = make(drop_last=False)
-    first, second = labels(loader), labels(loader)
+    first, second = joined(loader), joined(loader)
     assert sorted(first) == sorted(second) == list(range(COUNT))
     assert first != second
     assert first != sorted(first)
@@ -81,7 +60,7 @@ def test_an_epoch_gives_every_image_once_in_a_new_order():
 
 def test_without_shuffle_the_order_is_that_of_the_images():
     loader = make(shuffle=False, drop_last=False)
-    assert labels(loader) == labels(loader) == list(range(COUNT))
+    assert joined(loader) == joined(loader) == list(range(COUNT))
 
 
 def test_augmentation_differs_between_batches_epochs_and_seeds():

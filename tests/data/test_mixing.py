@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data.test_memory import make, take
+from data.batches import take
+from data.test_memory import make
 from mlaan.data import Mixing
 from mlaan.data.dataset import Batch
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from data.batches import joined, labels, same, take
 from data.official_files import smooth
-from data.view_loader_cases import COUNT, MEAN, STD, Faulty, joined, labels, make, numbered, same, take, unreadable
+from data.view_loader_cases import COUNT, MEAN, STD, Faulty, files, make, unreadable, whole
 from mlaan.data.files import ImageFiles, decode
 from mlaan.data.loader import mixed_seed
 from mlaan.data.view_loader import signed
@@ -17,15 +18,7 @@ from mlaan.data.views import CentreView, RandomView, ViewPlan
 from mlaan.errors import UserError
 from mlaan_kernels.normalize_augment import reference
 
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return numbered(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def whole(files):
-    return take(make(files), 12)
+__all__ = ["files", "whole"]
 
 
 def normalised(view):

@@ -11,19 +11,12 @@ import traceback
 import pytest
 from torch.utils.data import dataloader
 
-from data.view_loader_cases import Faulty, make, numbered, same, take
+from data.batches import same, take
+from data.view_loader_cases import Faulty, files, make, whole
 from mlaan.data import workers
 from mlaan.errors import UserError
 
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return numbered(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def whole(files):
-    return take(make(files), 12)
+__all__ = ["files", "whole"]
 
 
 @pytest.fixture

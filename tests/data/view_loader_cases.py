@@ -1,9 +1,11 @@
 """Images whose labels are their numbers, some of which fail when they are read, and what the loader makes of them."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from data.batches import take
 from data.official_files import smooth
 from mlaan.data import ViewLoader
 from mlaan.data.files import ImageFiles
@@ -64,27 +66,11 @@ def make(images, plan=ViewPlan(16, 18), **changes):  # noqa: B008 - frozen
     return ViewLoader(images, plan, **(arguments | changes))
 
 
-def take(loader, count):
-    """The next `count` batches, over the ends of epochs."""
-    taken = []
-    while len(taken) < count:
-        for batch in loader:
-            taken.append(batch)
-            if len(taken) == count:
-                break
-    return taken
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return numbered(tmp_path_factory.mktemp("images"))
 
 
-def same(one, other):
-    return all(
-        torch.equal(mine.images, theirs.images) and torch.equal(mine.labels, theirs.labels)
-        for mine, theirs in zip(one, other, strict=True)
-    )
-
-
-def labels(batches):
-    return [batch.labels.tolist() for batch in batches]
-
-
-def joined(batches):
-    return torch.cat([batch.labels for batch in batches]).tolist()
+@pytest.fixture(scope="module")
+def whole(files):
+    return take(make(files), 12)

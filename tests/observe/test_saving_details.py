@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cli.test_long_runs import EVERY_STEP, full_disk, is_overtaken
+from cli.test_long_runs import EVERY_STEP, full_disk, written_late
 from mlaan import checkpoint, signed
 from mlaan.engine import Engine, Evaluation
 from mlaan.errors import UserError
@@ -80,18 +80,14 @@ def test_of_two_epochs_that_are_equally_good_the_first_stays_the_best(tmp_path, 
 
 def test_the_sums_in_a_checkpoint_are_of_its_step_though_steps_go_on_while_it_is_written(tmp_path, monkeypatch):
     sums: dict[int, tuple] = {}
-    real_stepped, real_write, overtaken = TrainState.stepped, signed.write, []
+    real_stepped = TrainState.stepped
 
     def stepped(self, result):
         real_stepped(self, result)
         sums[self.step] = self.meter.losses.clone(), self.meter.correct.clone(), self.meter.samples
 
-    def slow(content, path, links=()):
-        overtaken.append(is_overtaken(content, lambda: len(sums)))
-        real_write(content, path, links)
-
     monkeypatch.setattr(TrainState, "stepped", stepped)
-    monkeypatch.setattr(signed, "write", slow)
+    overtaken = written_late(monkeypatch, lambda: len(sums))
     assert start(tmp_path / "run", run__keep="100", **EVERY_STEP) == 0
     assert any(overtaken), "no step was taken while a checkpoint was written"
     inside = 0

@@ -9,20 +9,14 @@ from pathlib import Path
 import pytest
 
 from data.imagenet_folder import make_folder
+from trainer.tiny import PICTURES
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("torchvision", "packed", "memory", "synthetic", "dali")
-FLAGS = {
-    "data.name": "imagenet",
+FLAGS = PICTURES | {
     "data.classes": "4",
     "data.batch": "8",
     "data.size": "32",
-    "method.preset": "light",
-    "partition.modules": "2",
-    "optim.learning_rate": "0.05",
-    "train.epochs": "2",
-    "train.device": "cpu",
-    "run.tensorboard": "false",
     "run.checkpoint_minutes": "0.003",
 }
 

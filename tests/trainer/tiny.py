@@ -28,6 +28,16 @@ SETTINGS = {
     "train.device": "cpu",
     "run.tensorboard": "false",
 }
+PICTURES = {
+    "data.name": "imagenet",
+    "method.preset": "light",
+    "partition.modules": "2",
+    "optim.learning_rate": "0.05",
+    "train.epochs": "2",
+    "train.device": "cpu",
+    "run.tensorboard": "false",
+}
+"""A run over a folder of images; where they are, how many classes and how large is still to be said."""
 STEPS = 5
 """Steps of an epoch under SETTINGS."""
 

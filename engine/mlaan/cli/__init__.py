@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from mlaan.cli.arguments import parse
 from mlaan.errors import UserError
+from mlaan.observe.lasting import to_nowhere
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("mlaan: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_nowhere(sys.stdout)
         return 1
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_nowhere(sys.stdout)
         print(f"mlaan: cannot write: {error.strerror}: make room there", file=sys.stderr)
         return 2
 

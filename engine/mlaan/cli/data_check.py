@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlaan.cli.arguments import Overrides
-from mlaan.data.backends import holds_packed
+from mlaan.data.backends import holds_packed, require_same_classes
 from mlaan.data.check import CheckedPart, check_part
 from mlaan.data.findings import LEFT_OUT, ODD
 from mlaan.errors import UserError
@@ -37,18 +37,13 @@ def run(arguments: argparse.Namespace, overrides: Overrides) -> int:
     lines = [*_table(checked), *(line for part in checked for line in _named(part))]
     if parts != [root] and len(parts) == 1:
         lines.append(f"{root} holds {parts[0].name} alone: training needs both train and val")
-    lines += _differing(checked)
+    if len(checked) == 2:
+        try:
+            require_same_classes([part.classes for part in checked], str(root))
+        except UserError as error:
+            lines.append(str(error))
     print(_encodable("\n".join(lines)))
     return 0
-
-
-def _differing(checked: Sequence[CheckedPart]) -> Iterator[str]:
-    """Names a class folder that only one of two parts has."""
-    if len(checked) == 2 and (odd := sorted({*checked[0].classes} ^ {*checked[1].classes})):
-        there, lacking = checked if odd[0] in checked[0].classes else checked[::-1]
-        more = f" ({len(odd)} are in one of them alone)" if len(odd) > 1 else ""
-        where = f"of {_name(there)} is not in {_name(lacking)}"
-        yield f"the class folder {odd[0]} {where}{more}: training needs the same class folders in both"
 
 
 def _table(checked: Sequence[CheckedPart]) -> list[str]:

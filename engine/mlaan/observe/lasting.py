@@ -36,11 +36,11 @@ class _Lasting:
         try:
             self._stream.flush()
         except OSError:
-            self._to_nowhere()
+            to_nowhere(self._stream)
 
     def _lost(self, error: OSError) -> None:
         if error.errno not in _MAY_PASS:
-            self._to_nowhere()
+            to_nowhere(self._stream)
         if not self._is_told and self._name == "stdout":
             self._is_told = True
             reason = error.strerror or error
@@ -48,13 +48,15 @@ class _Lasting:
                 f"mlaan: stdout cannot be written ({reason}): the run goes on; see its metrics.jsonl", file=sys.stderr
             )
 
-    def _to_nowhere(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def to_nowhere(stream: TextIO) -> None:
+    """From now on nothing that is written to the stream, or waits in it, goes anywhere or fails."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 @contextlib.contextmanager

@@ -192,9 +192,7 @@ def _weights(planned: Planned) -> dict[str, int]:
 
 def _heads(planned: Planned) -> dict[int, nn.Module]:
     """Every head once, by id, less the backbone's own classifier."""
-    heads = {id(loss.head): loss.head for loss in planned.supervision.losses}
-    heads.pop(id(planned.site.backbone.classifier), None)
-    return heads
+    return {id(head): head for head in planned.supervision.heads if head is not planned.site.backbone.classifier}
 
 
 def _count(modules: Any, *, trained: bool) -> int:
