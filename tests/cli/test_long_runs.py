@@ -59,7 +59,10 @@ def full_disk(monkeypatch, folder: Path, calls: range) -> None:
 
 
 def written_late(monkeypatch, steps_done: Callable[[], int]) -> list[bool]:
-    """Each checkpoint is written once another step is done, but at an epoch's end, where the run waits; whether it was."""
+    """Each checkpoint is written once another step is done, but at an epoch's end, where the run waits.
+
+    Gives for each whether there was another step.
+    """
     real, late = signed.write, []
 
     def write(content, path, links=()):
