@@ -86,7 +86,7 @@ class Engine:
         executor: "eager", "streams" or "graph"; see `TrainConfig`.
         compile: "off" or "modules"; see `TrainConfig`.
         accumulate: parts that every batch is cut into before one update, as even as it goes and of at least two
-                images; see `TrainConfig`.
+            images; see `TrainConfig`.
         average: decay of a moving average of the weights, which `evaluate` takes; 0: none. See `TrainConfig`.
         sizes: further (H, W) of images that may come, beside those of `input_shape`.
         optim: "sgd", "lars", "adamw", "lamb", or a config object such as `AdamWConfig(learning_rate=1e-3)`.

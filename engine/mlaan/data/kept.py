@@ -35,7 +35,7 @@ def kept_lists(path: Path, root: Path, names: tuple[str, ...]) -> list[OpenedPar
     """The parts of these names, their files below `root`; those that are gone show when they are read.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or a part's folder is not there.
     """
     try:
         arrays = load_arrays(path, [f"{name} {field}" for name in names for field in _FIELDS])
